@@ -7,58 +7,20 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats-server/v2/server"
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/athena-pipelines/athena/pkg/mirror"
+	"github.com/athena-pipelines/athena/pkg/mirror/mirrortest"
 )
 
 func bucket(t *testing.T) (jetstream.JetStream, jetstream.KeyValue) {
 	t.Helper()
-	s, err := server.NewServer(&server.Options{DontListen: true, JetStream: true, StoreDir: t.TempDir(), NoSigs: true, NoLog: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.Start()
-	t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
-	if !s.ReadyForConnections(10 * time.Second) {
-		t.Fatal("the server did not start")
-	}
-	nc, err := nats.Connect("", nats.InProcessServer(s))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(nc.Close)
-	js, err := jetstream.New(nc)
-	if err != nil {
-		t.Fatal(err)
-	}
+	js, _ := mirrortest.JetStream(t)
 	kv, err := js.CreateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: "things", History: 3})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return js, kv
-}
-
-func run(t *testing.T, m *mirror.Mirror[string]) (stop func()) {
-	t.Helper()
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- m.Run(ctx) }()
-	stop = sync.OnceFunc(func() {
-		cancel()
-		select {
-		case err := <-done:
-			if err != nil {
-				t.Errorf("Run returned %v", err)
-			}
-		case <-time.After(5 * time.Second):
-			t.Error("Run did not return within 5 s")
-		}
-	})
-	t.Cleanup(stop)
-	return stop
 }
 
 func text(e jetstream.KeyValueEntry) string { return string(e.Value()) }
@@ -102,7 +64,7 @@ func TestMirrorFollowsItsBucket(t *testing.T) {
 	if m.Current() {
 		t.Error("a mirror that does not run calls itself current")
 	}
-	run(t, m)
+	mirrortest.Run(t, m.Run)
 	sync5(t, m)
 	want(t, m, map[string]string{"a": "1", "b": "1"})
 	if !m.Current() {
@@ -134,7 +96,7 @@ func TestMirrorOfAnEmptyBucketIsComplete(t *testing.T) {
 	t.Parallel()
 	_, kv := bucket(t)
 	m := mirror.New(kv, text, nil)
-	run(t, m)
+	mirrortest.Run(t, m.Run)
 	sync5(t, m)
 	want(t, m, map[string]string{})
 }
@@ -148,7 +110,7 @@ func TestOwnWritesAreReadAtOnceAndNeverGoBack(t *testing.T) {
 	m.Store("a", second, "2")
 	m.Store("a", first, "1") // two writers finish in another order than they wrote
 	want(t, m, map[string]string{"a": "2"})
-	run(t, m)
+	mirrortest.Run(t, m.Run)
 	sync5(t, m)
 	third := put(t, kv, "a", "3")
 	if err := kv.Delete(t.Context(), "a"); err != nil {
@@ -163,7 +125,7 @@ func TestMirrorComesBackAfterItsBucketWasMadeAnew(t *testing.T) {
 	t.Parallel()
 	js, kv := bucket(t)
 	m := mirror.New(kv, text, nil)
-	run(t, m)
+	mirrortest.Run(t, m.Run)
 	for i := range 20 {
 		put(t, kv, fmt.Sprint("old", i), "1")
 	}
@@ -194,7 +156,7 @@ func TestKeysThatWentWhileNobodyWatched(t *testing.T) {
 	put(t, kv, "a", "1")
 	put(t, kv, "b", "1")
 	m := mirror.New(kv, text, nil)
-	stop := run(t, m)
+	stop := mirrortest.Run(t, m.Run)
 	sync5(t, m)
 	stop()
 	if err := kv.Delete(t.Context(), "b"); err != nil {
@@ -203,7 +165,7 @@ func TestKeysThatWentWhileNobodyWatched(t *testing.T) {
 	if err := kv.PurgeDeletes(t.Context(), jetstream.DeleteMarkersOlderThan(-1)); err != nil {
 		t.Fatal(err)
 	}
-	run(t, m)
+	mirrortest.Run(t, m.Run)
 	sync5(t, m)
 	want(t, m, map[string]string{"a": "1"})
 }
@@ -212,7 +174,7 @@ func TestManyChangesWhileRunning(t *testing.T) {
 	t.Parallel()
 	_, kv := bucket(t)
 	m := mirror.New(kv, text, nil)
-	run(t, m)
+	mirrortest.Run(t, m.Run)
 	model := map[string]string{}
 	for i := range 2000 {
 		key := fmt.Sprint("k", i%37)
