@@ -294,7 +294,7 @@ func (s *suite) scratch(t *testing.T) (name string, in func(string) string) {
 	}
 	t.Cleanup(func() {
 		for _, text := range s.Statements.Drop {
-			if _, err := read(context.Background(), s.b, driver.Statement{Text: in(text)}); err != nil {
+			if _, err := read(context.Background(), s.b, statement(in(text))); err != nil {
 				t.Errorf("%s: %v", in(text), err)
 			}
 		}
@@ -356,7 +356,7 @@ func (s *suite) must(t *testing.T, text string, params ...any) result {
 
 // statement makes one of Go values that encoding/json can write.
 func statement(text string, params ...any) driver.Statement {
-	st := driver.Statement{Text: text, Timeout: time.Minute}
+	st := driver.Statement{Text: text, Timeout: 20 * time.Second}
 	for _, p := range params {
 		raw, err := json.Marshal(p)
 		if err != nil {

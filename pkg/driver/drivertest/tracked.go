@@ -121,7 +121,7 @@ func (s *suite) tracked(t *testing.T, q driver.TrackedQuerier) {
 		}
 	})
 	t.Run("tokens that are forged are unknown", func(t *testing.T) {
-		forged := []driver.Token{"", "x", "1", "-1", "0:0", ":::", "99999999999999999999999999", "a/b/c", "\x00\xff", "1:1:1:1", `"}'; drop table t; --`, "{}"}
+		forged := []driver.Token{"", "x", "1", "-1", "0:0", "x:1", "0:2", ":::", "99999999999999999999999999", "a/b/c", "\x00\xff", "1:1:1:1", `"}'; drop table t; --`, "{}"}
 		for _, token := range forged {
 			outcome(t, token, driver.Unknown)
 		}

@@ -254,8 +254,6 @@ func (b *Backend) begin(ctx context.Context, s driver.Statement, tracked bool) (
 		return nil, nil, refuse("%s is not a statement for this engine", st.word)
 	case st.outside && tracked:
 		return nil, nil, refuse("a nontx statement cannot run in a transaction")
-	case st.outside && s.ReadOnly:
-		return nil, nil, errWrites
 	}
 	params, err := bind(st, s.Params)
 	if err != nil {
