@@ -7,6 +7,7 @@
 package rows
 
 import (
+	"cmp"
 	"net/http"
 	"strconv"
 
@@ -42,7 +43,12 @@ const (
 // Options say what goes with the rows.
 type Options struct {
 	Message string
-	Meta    envelope.Meta // columns, rows affected and truncation are filled in
+	// Meta gets the columns and the rows affected, and is marked as truncated
+	// where Limit ended the rows.
+	Meta envelope.Meta
+	// Type is the media type to write; by default that which the request
+	// accepts.
+	Type string
 	// Limit is the most rows that are written; 0 means no limit.
 	Limit int64
 }
@@ -69,7 +75,7 @@ func Type(h http.Header) string {
 //		envelope.Fail(c, err)
 //	}
 func Write(c *gin.Context, r driver.Rows, o Options) error {
-	kind := Type(c.Request.Header)
+	kind := cmp.Or(o.Type, Type(c.Request.Header))
 	w := &writer{c: c, kind: kind, hold: true}
 	c.Header("Vary", "Accept")
 	f, err := newFormat(c, kind, r.Columns(), o)
@@ -78,11 +84,11 @@ func Write(c *gin.Context, r driver.Rows, o Options) error {
 	}
 	w.buf = f.begin(w.buf)
 	var n int64
-	var truncated bool
+	var limited bool
 	var row []byte
 	for r.Next() {
 		if o.Limit > 0 && n == o.Limit {
-			truncated = true
+			limited = true
 			break
 		}
 		row = r.AppendJSON(row[:0])
@@ -94,7 +100,8 @@ func Write(c *gin.Context, r driver.Rows, o Options) error {
 			return err
 		}
 	}
-	if truncated {
+	truncated := limited || o.Meta.Truncated
+	if limited {
 		// The rest is dropped; what the engine says of that is no error here.
 		_ = r.Close()
 	} else if err := r.Err(); err != nil {

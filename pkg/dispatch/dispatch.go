@@ -25,6 +25,19 @@ type Op struct {
 	Right  auth.Right  // what the caller's key must have
 	Access auth.Access // write unless said otherwise
 	Needs  []athena.Capability
+	// Holds says that nothing is run now, so that a frozen client is let
+	// through: what is asked for waits until it is thawed. For Check alone.
+	Holds bool
+}
+
+// allows reports why the client may not do this, or nil if it may.
+func (op Op) allows(c *athena.Client) error {
+	if op.Holds && c.Lifecycle == athena.Frozen {
+		thawed := *c
+		thawed.Lifecycle = athena.Active
+		c = &thawed
+	}
+	return c.Require(op.Needs...)
 }
 
 // Outcome carries the Athena-native dimensions of one operation.
@@ -140,7 +153,7 @@ func (d *Dispatcher) admit(ctx context.Context, p *auth.Principal, op Op, name s
 	if err != nil {
 		return nil, err
 	}
-	if err := client.Require(op.Needs...); err != nil {
+	if err := op.allows(client); err != nil {
 		return client, err
 	}
 	if lacks := athena.Allow(op.Needs...).Minus(d.Resolver.Supports(client.Engine())); lacks != 0 {

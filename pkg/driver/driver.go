@@ -331,19 +331,24 @@ func Supports(b Backend) (s athena.Capabilities) {
 	return s
 }
 
-// A Driver opens backends of one engine. Supports is what its backends
-// implement, known without opening one.
+// A Driver opens backends of one engine. What its backends are is known without
+// opening one.
 type Driver struct {
+	// Supports is what the backends implement.
 	Supports athena.Capabilities
+	// Language and Analyze are those of the backends; empty and nil if they
+	// are no Queriers.
+	Language Language
+	Analyze  func(text string) Analysis
 	Open     func(ctx context.Context, conn athena.Connection) (Backend, error)
 }
 
 // New makes a Driver of a driver's own constructor, which takes exactly the
 // member of the union that it understands. The zero value of B is asked for
-// what it supports, so its Language must not need an open handle.
+// what it supports, so its Language and Analyze must not need an open handle.
 func New[C athena.Connection, B Backend](open func(context.Context, C) (B, error)) Driver {
 	var zero B
-	return Driver{
+	d := Driver{
 		Supports: Supports(zero),
 		Open: func(ctx context.Context, conn athena.Connection) (Backend, error) {
 			c, ok := conn.(C)
@@ -357,4 +362,8 @@ func New[C athena.Connection, B Backend](open func(context.Context, C) (B, error
 			return b, nil
 		},
 	}
+	if q, ok := Backend(zero).(Querier); ok {
+		d.Language, d.Analyze = q.Language(), q.Analyze
+	}
+	return d
 }

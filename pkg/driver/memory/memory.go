@@ -91,6 +91,8 @@ func New() *DB {
 func Driver(db *DB) driver.Driver {
 	return driver.Driver{
 		Supports: driver.Supports((*Backend)(nil)),
+		Language: (*Backend)(nil).Language(),
+		Analyze:  (*Backend)(nil).Analyze,
 		Open: func(ctx context.Context, _ athena.Connection) (driver.Backend, error) {
 			b, err := db.Open(ctx)
 			if err != nil {
