@@ -163,8 +163,6 @@ func noopJobs(ctx context.Context, r *rig.Rig, quick bool) ([]figure, error) {
 		return nil, err
 	}
 	all := time.Since(begin)
-
-	// And the drain alone: the backlog is there before the worker may begin.
 	return []figure{
 		{"no-op jobs, end to end", float64(n) / all.Seconds(), "/s", 2500, false,
 			note("%d jobs in %.1f s while submitted over HTTP on the same cores (submits took %.1f s)", n, all.Seconds(), submitted.Seconds())},
