@@ -1,6 +1,7 @@
 // Package telemetry has the names that logs, metrics and messages share: slog
-// keys, metric names, headers, and the request's identity in a context. It
-// knows nothing of what is measured.
+// keys, metric names, headers, and the request's identity in a context; and it
+// sets up the logger, the metrics and the tracing of a process. It knows nothing
+// of what is measured: callers pass words and numbers.
 package telemetry
 
 import (
