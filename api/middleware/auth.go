@@ -13,26 +13,20 @@ import (
 	"github.com/athena-pipelines/athena/pkg/auth"
 )
 
-// A Verifier knows keys.
+// A Verifier knows keys; *auth.Keys is one.
 type Verifier interface {
-	// Verify returns who holds the key in the headers, or an unauthenticated
-	// error if there is none or it is not valid.
-	Verify(ctx context.Context, h http.Header) (*auth.Principal, error)
-}
-
-// VerifierFunc is a function as a Verifier.
-type VerifierFunc func(context.Context, http.Header) (*auth.Principal, error)
-
-// Verify calls f.
-func (f VerifierFunc) Verify(ctx context.Context, h http.Header) (*auth.Principal, error) {
-	return f(ctx, h)
+	// Verify returns who presents the key, which may be empty, or an
+	// unauthenticated error.
+	Verify(ctx context.Context, presented string) (*auth.Principal, error)
 }
 
 // Open lets everybody in as auth.Local; for a server that was told so and
 // listens on loopback.
-func Open() Verifier {
-	return VerifierFunc(func(context.Context, http.Header) (*auth.Principal, error) { return auth.Local(), nil })
-}
+func Open() Verifier { return open{} }
+
+type open struct{}
+
+func (open) Verify(context.Context, string) (*auth.Principal, error) { return auth.Local(), nil }
 
 // Rates bound how often one key, or one address without a valid key, may ask.
 // Zero fields stand for their defaults.
@@ -63,10 +57,7 @@ func Authenticate(keys Verifier, r Rates) gin.HandlerFunc {
 	known := newLimiters(r.Tracked)
 	strangers := newLimiters(r.Tracked)
 	return func(c *gin.Context) {
-		p, err := keys.Verify(c.Request.Context(), c.Request.Header)
-		if err == nil && p == nil {
-			err = athena.Errorf(athena.CodeUnauthenticated, "no key was given; send one as Authorization: Bearer ath_…")
-		}
+		p, err := verify(c.Request, keys)
 		switch {
 		case athena.CodeOf(err) == athena.CodeUnauthenticated:
 			if wait := strangers.take(addressOf(c.ClientIP()), rate.Limit(r.Strangers), max(20, int(r.Strangers))); wait > 0 {
@@ -87,6 +78,21 @@ func Authenticate(keys Verifier, r Rates) gin.HandlerFunc {
 		}
 		c.Request = c.Request.WithContext(auth.NewContext(c.Request.Context(), p))
 	}
+}
+
+func verify(r *http.Request, keys Verifier) (*auth.Principal, error) {
+	presented, err := auth.FromHeader(r.Header)
+	if err != nil {
+		return nil, err
+	}
+	p, err := keys.Verify(r.Context(), presented)
+	if presented == "" && (athena.CodeOf(err) == athena.CodeUnauthenticated || err == nil && p == nil) {
+		return nil, athena.Errorf(athena.CodeUnauthenticated, "no key was given; send one as Authorization: Bearer ath_…")
+	}
+	if err == nil && p == nil {
+		return nil, athena.Errorf(athena.CodeUnauthenticated, "this key is not known")
+	}
+	return p, err
 }
 
 // Require lets only those pass who have the right; Authenticate comes before.

@@ -118,7 +118,7 @@ func Recovery(log *slog.Logger) gin.HandlerFunc {
 // characters, bytes that are not UTF-8, and more than one value of a header
 // that decides who asks for what.
 func Headers() gin.HandlerFunc {
-	single := []string{HeaderClient, "Authorization", "X-Athena-Key", "Apikey", "X-Api-Key", "Idempotency-Key", "If-Match", "If-None-Match", "Content-Type", "Last-Event-Id"}
+	single := []string{HeaderClient, "Idempotency-Key", "If-Match", "If-None-Match", "Content-Type", "Last-Event-Id"}
 	return func(c *gin.Context) {
 		if !params.Printable(c.Request.URL.Path) {
 			envelope.Fail(c, athena.Errorf(athena.CodeInvalidRequest, "the path holds control characters or is not UTF-8"))
