@@ -1,0 +1,18 @@
+// Command athena is the server, the worker and the command line of Athena.
+//
+// Each command has a file of its own; app.go wires the parts of the server
+// together and is the one file that names concrete drivers.
+package main
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second signal kills at once
+	os.Exit(int(exitOf(run(ctx, os.Args[1:], os.Environ(), os.Stdin, os.Stdout, os.Stderr))))
+}
