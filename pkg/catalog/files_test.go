@@ -64,7 +64,7 @@ func TestLoadNamesFileAndLine(t *testing.T) {
 		"an unknown field":                 {"c.yaml", with("lifecycle: active", "lifecycle: active\nlifcycle: frozen"), `c.yaml:5: unknown field "lifcycle"`},
 		"an unknown field of a connection": {"c.yaml", with("max_conns", "max_cons"), `c.yaml:8: unknown field "connection.max_cons"`},
 		"an unknown capability":            {"c.yaml", with("schema_read", "schema_reed"), `c.yaml:5: unknown capability "schema_reed"`},
-		"an unknown field of limits":       {"c.yaml", with("max_running", "max_runing"), `unknown field`},
+		"an unknown field of limits":       {"c.yaml", with("max_running", "max_runing"), `c.yaml:10: unknown field "limits.max_runing"`},
 		"a value out of range":             {"c.yaml", with("max_running: 2", "max_running: 2000"), `c.yaml:10: limits.max_running`},
 		"a wrong type":                     {"c.yaml", with("max_conns: 4", "max_conns: four"), `c.yaml:8: connection.max_conns`},
 		"a missing field":                  {"c.yaml", with("lifecycle: active\n", ""), `c.yaml:2: lifecycle is missing`},
