@@ -13,7 +13,9 @@
 //     drifted, it is closed instead.
 //  2. A statement that failed has had no effect, unless it ran outside of
 //     transactions or the connection was lost while it was being committed.
-//  3. No error text leaves through Classify that names the host, the user or
+//  3. The token of a transaction leaves only when the server can no longer give
+//     its id to another transaction, whatever crashes (flush.go).
+//  4. No error text leaves through Classify that names the host, the user or
 //     the password.
 package postgres
 
@@ -46,10 +48,13 @@ var (
 	_ driver.Identifier      = (*Backend)(nil)
 )
 
-// Backend is a pool of connections to one PostgreSQL database.
+// Backend is a pool of connections to one PostgreSQL database, and one
+// connection more while tracked writes run on a server before PostgreSQL 17.
 type Backend struct {
-	pool  *pgxpool.Pool
-	types Types
+	pool    *pgxpool.Pool
+	config  *pgx.ConnConfig
+	types   Types
+	flusher flusher
 }
 
 // Driver opens PostgreSQL backends.
@@ -102,7 +107,7 @@ func Open(ctx context.Context, conn athena.PostgresConn) (*Backend, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &Backend{pool: pool}
+	b := &Backend{pool: pool, config: cfg.ConnConfig.Copy()}
 	if err := b.Ping(ctx); err != nil {
 		pool.Close()
 		return nil, err
@@ -184,6 +189,7 @@ func (b *Backend) Close(ctx context.Context) error {
 	done := make(chan struct{})
 	go func() {
 		b.pool.Close()
+		b.flusher.close(ctx)
 		close(done)
 	}()
 	select {

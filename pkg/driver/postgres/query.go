@@ -301,7 +301,11 @@ func (r *rows) prepare(pc *pgconn.PgConn, s *session, p *prepared) (*prepared, e
 	}
 	needToken := r.mode == tracked && !s.hasToken
 	if needToken {
-		pl.SendPrepare(tokenName, tokenQuery, nil)
+		query := tokenQuery
+		if flushesItself(pc) {
+			query = tokenQuery17
+		}
+		pl.SendPrepare(tokenName, query, nil)
 	}
 	if err := pl.Sync(); err != nil {
 		return nil, err

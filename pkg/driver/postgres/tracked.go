@@ -25,7 +25,6 @@ const (
 	here      = `(SELECT system_identifier::text FROM pg_catalog.pg_control_system()),
 		CASE WHEN pg_catalog.pg_is_in_recovery() THEN NULL
 		     ELSE left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 8) END`
-	tokenQuery = `SELECT pg_catalog.pg_current_xact_id()::text, ` + here
 )
 
 // QueryTracked runs a statement in a transaction that stays open until Commit
@@ -51,7 +50,14 @@ func (t trackedRows) Commit(ctx context.Context, record func(context.Context, dr
 	case r.finished:
 		return errors.New("postgres: the transaction has ended already")
 	}
-	err := record(ctx, r.token)
+	pc := r.conn.Conn().PgConn()
+	var err error
+	if !flushesItself(pc) {
+		err = r.b.flusher.flush(ctx, r.b.config)
+	}
+	if err == nil {
+		err = record(ctx, r.token)
+	}
 	if err == nil {
 		err = ctx.Err()
 	}
@@ -61,7 +67,7 @@ func (t trackedRows) Commit(ctx context.Context, record func(context.Context, dr
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitGrace)
 	defer cancel()
-	results, err := r.conn.Conn().PgConn().Exec(ctx, "COMMIT").ReadAll()
+	results, err := pc.Exec(ctx, "COMMIT").ReadAll()
 	if err == nil && results[0].CommandTag.String() != "COMMIT" {
 		err = fmt.Errorf("postgres: the transaction was rolled back instead of being committed")
 	}
