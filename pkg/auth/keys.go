@@ -164,6 +164,7 @@ func (k *Keys) Ready(ctx context.Context) error {
 }
 
 var (
+	errNoKey   = athena.Errorf(athena.CodeUnauthenticated, "no key was given; send one as Authorization: Bearer ath_…")
 	errUnknown = athena.Errorf(athena.CodeUnauthenticated, "this key is not known")
 	errRevoked = athena.Errorf(athena.CodeUnauthenticated, "this key was revoked").With("reason", "revoked")
 	errExpired = athena.Errorf(athena.CodeUnauthenticated, "this key has expired").With("reason", "expired")
@@ -175,6 +176,9 @@ var (
 // after the start Verify waits for the keys to be read. The Principal is
 // shared and must not be changed.
 func (k *Keys) Verify(ctx context.Context, presented string) (*Principal, error) {
+	if presented == "" {
+		return nil, errNoKey
+	}
 	p, err := ParseKey(presented)
 	if err != nil {
 		return nil, err

@@ -13,6 +13,8 @@ import (
 
 	"github.com/athena-pipelines/athena/pkg/athena"
 	"github.com/athena-pipelines/athena/pkg/auth"
+	"github.com/athena-pipelines/athena/pkg/bus"
+	"github.com/athena-pipelines/athena/pkg/bus/bustest"
 	"github.com/athena-pipelines/athena/pkg/mirror/mirrortest"
 )
 
@@ -63,6 +65,10 @@ func TestKeysLiveAndEnd(t *testing.T) {
 	ctx := t.Context()
 	kv := mirrortest.Bucket(t, "ath_keys")
 	here, there := start(t, kv), start(t, kv)
+	_, err := here.Verify(ctx, "")
+	if e := wantCode(t, err, athena.CodeUnauthenticated); !strings.Contains(e.Message, "Authorization: Bearer") {
+		t.Errorf("nothing got %v", e)
+	}
 	over := make(chan string, 10)
 	there.Subscribe(func(id string) { over <- id })
 
@@ -122,6 +128,33 @@ func TestKeysLiveAndEnd(t *testing.T) {
 	for _, id := range []string{"", "0123456789abcdef", "..", ">", key.ID + ".used"} {
 		_, err = here.Revoke(ctx, id, "x")
 		wantCode(t, err, athena.CodeNotFound)
+	}
+}
+
+// TestOnTheDeploymentsBucket runs on the bucket with the settings that a
+// deployment gives it.
+func TestOnTheDeploymentsBucket(t *testing.T) {
+	t.Parallel()
+	kv, err := bustest.Start(t).JetStream().KeyValue(t.Context(), bus.BucketKeys)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := start(t, kv)
+	plain, err := k.Bootstrap(t.Context(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := k.Verify(t.Context(), plain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := k.Revoke(t.Context(), p.Key, "x"); err != nil {
+		t.Fatal(err)
+	}
+	_, err = k.Verify(t.Context(), plain)
+	wantCode(t, err, athena.CodeUnauthenticated)
+	if !k.Current() {
+		t.Error("the keys are not current")
 	}
 }
 

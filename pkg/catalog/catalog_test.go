@@ -17,6 +17,8 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/athena-pipelines/athena/pkg/athena"
+	"github.com/athena-pipelines/athena/pkg/bus"
+	"github.com/athena-pipelines/athena/pkg/bus/bustest"
 	"github.com/athena-pipelines/athena/pkg/catalog"
 	"github.com/athena-pipelines/athena/pkg/mirror/mirrortest"
 	"github.com/athena-pipelines/athena/pkg/secret"
@@ -260,6 +262,39 @@ func TestSecretsAreSealedAndKept(t *testing.T) {
 	s3.Connection = athena.S3Conn{Bucket: "b", AccessKeyID: "id", SecretAccessKey: athena.NewSecret(athena.Redacted)}
 	_, err = c.Put(ctx, s3, catalog.Any)
 	wantCode(t, err, athena.CodeInvalidRequest)
+}
+
+// TestOnTheDeploymentsBucket runs on the bucket with the settings that a
+// deployment gives it.
+func TestOnTheDeploymentsBucket(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	kv, err := bustest.Start(t).JetStream().KeyValue(ctx, bus.BucketCatalog)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := start(t, kv, keyring(t))
+	stored, err := c.Put(ctx, shop("env:SHOP"), catalog.Absent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 12 { // more than the bucket's history
+		to := []athena.Lifecycle{athena.Frozen, athena.Active}[i%2]
+		if stored, err = c.SetLifecycle(ctx, "shop", to, catalog.Expect(stored.Revision)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := c.Delete(ctx, "shop", catalog.Expect(stored.Revision)); err != nil {
+		t.Fatal(err)
+	}
+	_, err = c.Client(ctx, "shop")
+	wantCode(t, err, athena.CodeClientNotFound)
+	if _, err := c.Put(ctx, shop("env:SHOP"), catalog.Absent); err != nil {
+		t.Fatal(err)
+	}
+	if !c.Current() {
+		t.Error("the catalog is not current")
+	}
 }
 
 func TestSetLifecycle(t *testing.T) {
