@@ -321,7 +321,7 @@ func read(ctx context.Context, b driver.Backend, st driver.Statement) (result, e
 func drain(rows driver.Rows) (result, error) {
 	res, err := drainOpen(rows)
 	if closeErr := rows.Close(); !errors.Is(closeErr, err) {
-		err = fmt.Errorf("Close returned %v and Err %v: they must agree", closeErr, err)
+		err = fmt.Errorf("rows end with %v from Close and %v from Err: they must agree", closeErr, err)
 	}
 	return res, err
 }

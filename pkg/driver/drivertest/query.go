@@ -187,8 +187,10 @@ func (s *suite) rows(t *testing.T) {
 		if again := rows.AppendJSON(nil); string(again) != string(dst[6:]) {
 			t.Errorf("the same row was written as %s and %s", dst[6:], again)
 		}
-		if rows.Next() || rows.Next() {
-			t.Error("Next returned true after the last row")
+		for range 2 {
+			if rows.Next() {
+				t.Error("Next returned true after the last row")
+			}
 		}
 	})
 	t.Run("rows are not held", func(t *testing.T) {
