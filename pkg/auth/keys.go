@@ -151,7 +151,7 @@ func (k *Keys) Run(ctx context.Context) error {
 }
 
 // Current reports whether this process's copy was complete and up to date when
-// it was last looked at, about a second ago at most.
+// it was last looked at, a few seconds ago at most.
 func (k *Keys) Current() bool { return k.mirror.Current() }
 
 // Ready returns nil once this process has seen every change that was stored

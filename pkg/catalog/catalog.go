@@ -74,7 +74,7 @@ func New(kv jetstream.KeyValue, cfg Config) *Catalog {
 func (c *Catalog) Run(ctx context.Context) error { return c.mirror.Run(ctx) }
 
 // Current reports whether this process's copy was complete and up to date when
-// it was last looked at, about a second ago at most.
+// it was last looked at, a few seconds ago at most.
 func (c *Catalog) Current() bool { return c.mirror.Current() }
 
 // Ready returns nil once this process has seen every change that was stored

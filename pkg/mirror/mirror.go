@@ -145,7 +145,7 @@ func (m *Mirror[V]) Subscribe(fn func(key string)) (cancel func()) {
 }
 
 // Current reports whether the copy was complete and up to date when it was last
-// held against the bucket, about a second ago at most.
+// held against the bucket, a few seconds ago at most.
 func (m *Mirror[V]) Current() bool { return m.current.Load() }
 
 // Sync returns once the copy holds everything that was in the bucket when Sync

@@ -3,10 +3,13 @@ package mirror_test
 import (
 	"context"
 	"fmt"
+	"net"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/athena-pipelines/athena/pkg/mirror"
@@ -168,6 +171,63 @@ func TestKeysThatWentWhileNobodyWatched(t *testing.T) {
 	mirrortest.Run(t, m.Run)
 	sync5(t, m)
 	want(t, m, map[string]string{"a": "1"})
+}
+
+// TestMirrorOutlivesItsServer stops the server and starts another on the same
+// data and port.
+func TestMirrorOutlivesItsServer(t *testing.T) {
+	t.Parallel()
+	opts := server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: t.TempDir(), NoSigs: true, NoLog: true}
+	begin := func() *server.Server {
+		s, err := server.NewServer(&opts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Start()
+		t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
+		if !s.ReadyForConnections(10 * time.Second) {
+			t.Fatal("the server did not start within 10 s")
+		}
+		return s
+	}
+	first := begin()
+	opts.Port = first.Addr().(*net.TCPAddr).Port
+	nc, err := nats.Connect(first.ClientURL(), nats.MaxReconnects(-1), nats.ReconnectWait(50*time.Millisecond))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kv, err := js.CreateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: "things"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	put(t, kv, "a", "1")
+	m := mirror.New(kv, text, nil)
+	mirrortest.Run(t, m.Run)
+	sync5(t, m)
+
+	first.Shutdown()
+	first.WaitForShutdown()
+	within := func(d time.Duration, what string, is func() bool) {
+		t.Helper()
+		for deadline := time.Now().Add(d); !is(); time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("not within %s: %s", d, what)
+			}
+		}
+	}
+	within(10*time.Second, "not current without a server", func() bool { return !m.Current() })
+	want(t, m, map[string]string{"a": "1"}) // what it knew, it knows
+
+	begin()
+	within(10*time.Second, "the server is back", nc.IsConnected)
+	put(t, kv, "b", "2")
+	within(20*time.Second, "the mirror follows again", func() bool { return m.Load("b") != nil && m.Current() })
+	want(t, m, map[string]string{"a": "1", "b": "2"})
 }
 
 func TestManyChangesWhileRunning(t *testing.T) {
