@@ -62,6 +62,7 @@ type (
 	}
 	operation struct {
 		ID, Method, Path, Summary, Curl string
+		Nav                             template.HTML // the path, which may break behind a slash
 		About                           template.HTML
 		Public                          bool
 		Parameters                      []field
@@ -124,6 +125,7 @@ func (d doc) view() view {
 func (d doc) operation(method, path string, op value) operation {
 	o := operation{
 		ID: op.text("operationId"), Method: method, Path: path, Summary: op.text("summary"),
+		Nav:   template.HTML(strings.ReplaceAll(esc(path), "/", "/<wbr>")),
 		About: prose(op.text("description")),
 	}
 	if security, ok := op.find("security"); ok {

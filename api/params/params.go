@@ -163,6 +163,10 @@ func (q *Query) offer() string {
 	return "this route knows " + strings.Join(q.known, ", ")
 }
 
+// Refuse notes that something read is wrong, for a parameter whose form this
+// package does not know.
+func (q *Query) Refuse(err error) { q.fail(err) }
+
 func (q *Query) refuse(name, format string, args ...any) {
 	q.fail(athena.Errorf(athena.CodeInvalidRequest, format, args...).At(name))
 }
