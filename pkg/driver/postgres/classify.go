@@ -7,6 +7,7 @@ import (
 	"net"
 	"regexp"
 	"strconv"
+	"strings"
 
 	"github.com/jackc/pgx/v5/pgconn"
 
@@ -76,7 +77,7 @@ func classifyConnect(err error) driver.Failure {
 	}
 	f.Details = map[string]any{"sqlstate": e.Code}
 	switch {
-	case e.Code[:2] == "28":
+	case strings.HasPrefix(e.Code, "28"):
 		f.Message = "the database refused the login; check user, password and pg_hba.conf"
 	case e.Code == "3D000":
 		f.Message = "the database does not exist"
@@ -103,7 +104,7 @@ func classifyServer(err error, e *pgconn.PgError) driver.Failure {
 		f.Code = athena.CodeCancelled
 	case code == "25P03", code == "25P04", code == "57P05": // idle or transaction too long
 		f.Code = athena.CodeTimeout
-	case code == "53300", code[:2] == "08", code[:3] == "57P":
+	case code == "53300", strings.HasPrefix(code, "08"), strings.HasPrefix(code, "57P"):
 		f.Code = athena.CodeBackendUnavailable
 	case code == "40001", code == "40P01", code == "55P03":
 		// A serialization failure, a deadlock, a lock that was not to be had.
@@ -139,7 +140,7 @@ var portalParameter = regexp.MustCompile(`portal(?: "[^"]*")? parameter \$(\d+)`
 // misfit finds the index of the parameter whose text the server could not read
 // as the parameter's type: it says so in the error's context.
 func misfit(e *pgconn.PgError) (int, bool) {
-	if len(e.Code) != 5 || e.Code[:2] != "22" && e.Code[:2] != "23" {
+	if !strings.HasPrefix(e.Code, "22") && !strings.HasPrefix(e.Code, "23") {
 		return 0, false
 	}
 	m := portalParameter.FindStringSubmatch(e.Where)

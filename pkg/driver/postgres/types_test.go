@@ -10,6 +10,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/athena-pipelines/athena/pkg/athena"
 	"github.com/athena-pipelines/athena/pkg/localpg/pgtest"
 )
 
@@ -378,4 +379,24 @@ func BenchmarkAppendJSON(b *testing.B) {
 			}
 		})
 	}
+}
+
+func FuzzEncodeParams(f *testing.F) {
+	ts := fuzzTypes()
+	oids := []uint32{20001, 20002, 20003, 20004, 999999}
+	for _, b := range builtins {
+		oids = append(oids, b.oid)
+	}
+	for i, seed := range []string{`1`, `"a"`, `[1,[2]]`, `{"a":1}`, `null`, `true`, ``, `{`, `[null,"\u0000"]`, `"\ud800"`, `1e999`} {
+		f.Add(i, []byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, which int, raw []byte) {
+		got, err := ts.encodeParams([]uint32{oids[uint(which)%uint(len(oids))]}, []json.RawMessage{raw})
+		if err == nil && len(got) != 1 || err != nil && athena.CodeOf(err) != athena.CodeInvalidRequest {
+			t.Fatalf("%q gives %q, %v", raw, got, err)
+		}
+		if err == nil && strings.IndexByte(string(got[0]), 0) >= 0 {
+			t.Fatalf("%q gives a zero byte: %q", raw, got[0])
+		}
+	})
 }
