@@ -123,3 +123,11 @@ func bucket(name, description string, history, maxBytes int64) jetstream.StreamC
 	s.SubjectDeleteMarkerTTL = MarkerTTL
 	return s
 }
+
+// jobsMost is the size at which no further job is accepted.
+func (b *Bus) jobsMost() int64 {
+	if most := b.cfg.MaxBytes[StreamJobs]; most > 0 {
+		return most
+	}
+	return 4 << 30
+}
