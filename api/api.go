@@ -9,11 +9,11 @@ import (
 	"net/http"
 
 	"github.com/gin-gonic/gin"
-	"go.opentelemetry.io/otel/trace"
 
 	"github.com/athena-pipelines/athena/api/envelope"
 	"github.com/athena-pipelines/athena/api/middleware"
 	"github.com/athena-pipelines/athena/pkg/athena"
+	"github.com/athena-pipelines/athena/pkg/telemetry"
 )
 
 // A Family is a set of routes that belong together.
@@ -38,8 +38,8 @@ type Config struct {
 	// TrustedProxies are addresses or networks whose X-Forwarded-For is
 	// believed; none by default.
 	TrustedProxies []string
-	Tracer         trace.Tracer // nil exports nothing
-	Log            *slog.Logger // nil logs nothing
+	Tracing        *telemetry.Tracing // nil records nothing
+	Log            *slog.Logger       // nil logs nothing
 }
 
 // New builds the router. It fails on a trusted proxy that is no address, and on
@@ -65,7 +65,7 @@ func New(cfg Config) (*gin.Engine, error) {
 	e.UseRawPath = true
 	e.Use(
 		middleware.RequestID(),
-		middleware.Trace(cfg.Tracer),
+		middleware.Trace(cfg.Tracing),
 		middleware.Security(),
 		middleware.Log(log),
 		middleware.Recovery(log),
