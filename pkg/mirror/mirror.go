@@ -196,9 +196,10 @@ func (m *Mirror[V]) follow(ctx context.Context) error {
 	probes := make(chan probe)
 	probing.Go(func() { m.probe(ctx, probes) })
 	defer func() {
+		// The end of ctx stops the watch. Stop would do so too, and then wait
+		// seconds for a server that may be away to delete the consumer.
 		cancel()
 		probing.Wait()
-		w.Stop()
 		for range w.Updates() { // the library waits for room in this channel
 		}
 	}()
