@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -97,6 +98,7 @@ func (p *program) describeCommand(name, short string, names int, do func(context
 }
 
 // describeRows writes a list of objects as a table, and anything else as JSON.
+// An object may lack members that others have.
 func (p *program) describeRows(v any) error {
 	raw, err := json.Marshal(v)
 	if err != nil {
@@ -106,13 +108,35 @@ func (p *program) describeRows(v any) error {
 	if json.Unmarshal(raw, &list) != nil {
 		return writeJSON(p.stdout, v)
 	}
-	t := &table{}
-	for _, row := range list {
-		cells, err := cells(row)
+	var names []string
+	rows := make([]map[string]json.RawMessage, len(list))
+	for i, row := range list {
+		members, err := cells(row)
 		if err != nil {
 			return writeJSON(p.stdout, v)
 		}
-		t.add(p.stdout, cells)
+		rows[i] = map[string]json.RawMessage{}
+		at := 0
+		for _, m := range members {
+			rows[i][m.name] = m.value
+			if known := slices.Index(names, m.name); known >= 0 {
+				at = known + 1
+				continue
+			}
+			names = slices.Insert(names, at, m.name)
+			at++
+		}
+	}
+	t := &table{}
+	for _, row := range rows {
+		line := make([]cell, len(names))
+		for i, name := range names {
+			line[i] = cell{name, row[name]}
+			if line[i].value == nil {
+				line[i].value = json.RawMessage(`""`)
+			}
+		}
+		t.add(p.stdout, line)
 	}
 	t.flush(p.stdout)
 	return nil

@@ -7,7 +7,7 @@ import (
 	"runtime/debug"
 	"strings"
 
-	"github.com/nats-io/nats-server/v2/server"
+	natsserver "github.com/nats-io/nats-server/v2/server"
 	"github.com/spf13/cobra"
 )
 
@@ -24,7 +24,7 @@ type build struct {
 }
 
 func buildInfo() build {
-	b := build{Version: "(devel)", Go: runtime.Version(), NATS: server.VERSION, Platform: runtime.GOOS + "/" + runtime.GOARCH}
+	b := build{Version: "(devel)", Go: runtime.Version(), NATS: natsserver.VERSION, Platform: runtime.GOOS + "/" + runtime.GOARCH}
 	for _, engine := range engines() {
 		b.Drivers = append(b.Drivers, string(engine))
 	}

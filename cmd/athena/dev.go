@@ -1,0 +1,244 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+	"time"
+
+	"crypto/rand"
+
+	"github.com/spf13/cobra"
+
+	"github.com/athena-pipelines/athena/pkg/athena"
+	"github.com/athena-pipelines/athena/pkg/auth"
+	"github.com/athena-pipelines/athena/pkg/catalog"
+	"github.com/athena-pipelines/athena/pkg/config"
+	"github.com/athena-pipelines/athena/pkg/localpg"
+	"github.com/athena-pipelines/athena/pkg/telemetry"
+)
+
+func (p *program) devCommand() *cobra.Command {
+	var dir, listen, level string
+	cmd := &cobra.Command{
+		Use:   "dev",
+		Short: "Run everything on this machine: server, PostgreSQL, a sample shop",
+		Long: `Runs a server with broker and worker inside, a private PostgreSQL, a sample shop
+database and a client "shop" on it, until it is interrupted; then stops all of it.
+
+PostgreSQL is looked for in ATHENA_PG_BIN, in PATH and in the usual places, and
+downloaded if there is none. All data is kept in one directory: a second start finds
+what the first one left, and the same admin key.
+
+With --json exactly one line is written when all is ready:
+  {"url":…,"admin_key":…,"nats_url":…,"postgres_dsn":…,"clients":[…]}`,
+		Example: `  athena dev
+  athena dev --data ./athena-dev --listen 127.0.0.1:4052
+  athena dev --json | jq -r .url`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return p.dev(cmd.Context(), cmp.Or(dir, p.devDir()), listen, level)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&dir, "data", "", "directory for everything (default athena-dev in the user's data directory)")
+	f.StringVar(&listen, "listen", "127.0.0.1:0", "address of the HTTP API; port 0 is a free one")
+	f.StringVar(&level, "log-level", "warn", "debug, info, warn or error")
+	return cmd
+}
+
+// devDir is where dev keeps its data unless told otherwise. Root's own data
+// directory is closed to the user that PostgreSQL runs as then.
+func (p *program) devDir() string {
+	if os.Geteuid() == 0 {
+		return "/var/lib/athena-dev"
+	}
+	return config.Default(p.getenv).DataDir + "-dev"
+}
+
+// A devReport is what dev tells when it is ready.
+type devReport struct {
+	URL         string   `json:"url"`
+	AdminKey    string   `json:"admin_key"`
+	NATSURL     string   `json:"nats_url"`
+	PostgresDSN string   `json:"postgres_dsn"`
+	Clients     []string `json:"clients"`
+}
+
+// dev runs everything until ctx is done.
+func (p *program) dev(ctx context.Context, dir, listen, level string) error {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return err
+	}
+	if err := makeDevDir(dir); err != nil {
+		return err
+	}
+	access, err := loadDevAccess(filepath.Join(dir, "access.json"))
+	if err != nil {
+		return err
+	}
+	pg, err := p.startPostgres(ctx, dir)
+	if err != nil {
+		return err
+	}
+	defer stopPostgres(ctx, pg)
+
+	cfg := config.Default(p.getenv)
+	cfg.DataDir, cfg.Listen, cfg.Log.Level = filepath.Join(dir, "server"), listen, level
+	cfg.NATS.Embedded.Listen, cfg.NATS.Embedded.User = "127.0.0.1:0", "dev"
+	cfg.NATS.Embedded.Password = athena.NewSecret(access.NATS)
+	log, err := telemetry.NewLogger(p.stderr, cfg.Log.Level, cfg.Log.Format)
+	if err != nil {
+		return usage{err}
+	}
+	// The private PostgreSQL has a new port at each start, so the definition
+	// refers to a file that says where it is.
+	dsn := filepath.Join(dir, "shop.dsn")
+	if err := os.WriteFile(dsn, []byte(pg.DSN(sampleDatabase)), 0o600); err != nil {
+		return err
+	}
+	s, err := p.newServer(ctx, cfg, access.AdminKey, log)
+	if err != nil {
+		return err
+	}
+	s.parts = append(s.parts, func(ctx context.Context) error {
+		if err := errors.Join(s.keys.Ready(ctx), ensureClient(ctx, s.catalog, dsn)); err != nil {
+			return err
+		}
+		clients, err := s.catalog.List(ctx)
+		if err != nil {
+			return err
+		}
+		report := devReport{URL: s.url, AdminKey: access.AdminKey, NATSURL: withUser(s.natsURL, "dev", access.NATS), PostgresDSN: pg.DSN(sampleDatabase)}
+		for _, c := range clients {
+			report.Clients = append(report.Clients, c.Name)
+		}
+		return p.devReady(report, dir)
+	})
+	return s.run(ctx, func() {})
+}
+
+func (p *program) devReady(r devReport, dir string) error {
+	if p.asJSON {
+		return writeLine(p.stdout, r)
+	}
+	b := func(text string) string { return p.paint(p.stdout, bold, text) }
+	_, err := fmt.Fprintf(p.stdout, `
+%s
+
+  API         %s   (read about it at /docs)
+  admin key   %s
+  NATS        %s
+  PostgreSQL  %s
+  data        %s
+
+Try, in another terminal:
+
+  export ATHENA_URL=%s
+  export ATHENA_KEY=%s
+  athena query --client shop 'select status, count(*) from orders group by status'
+  athena query --client shop --defer --wait 10s 'select * from order_totals order by total desc limit 5'
+
+Ctrl-C stops everything.
+`, b("Athena is ready."), r.URL, r.AdminKey, r.NATSURL, r.PostgresDSN, dir, r.URL, r.AdminKey)
+	return err
+}
+
+func (p *program) startPostgres(ctx context.Context, dir string) (*localpg.Server, error) {
+	log, err := os.OpenFile(filepath.Join(dir, "postgres.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	pg, err := localpg.Start(ctx, localpg.Config{
+		Dir: filepath.Join(dir, "postgres"), Log: log, Download: true,
+		Progress: func(step string) { fmt.Fprintln(p.stderr, p.paint(p.stderr, dim, step)) },
+	})
+	if err != nil {
+		return nil, errors.Join(err, log.Close())
+	}
+	if err := ensureShop(ctx, pg); err != nil {
+		stopPostgres(ctx, pg)
+		return nil, err
+	}
+	return pg, nil
+}
+
+func stopPostgres(ctx context.Context, pg *localpg.Server) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 15*time.Second)
+	defer cancel()
+	_ = pg.Stop(ctx, localpg.Fast) // one that does not stop is killed
+}
+
+// ensureClient makes the client shop if it is not there. One that is there may
+// have been changed on purpose.
+func ensureClient(ctx context.Context, clients *catalog.Catalog, dsnFile string) error {
+	_, err := clients.Put(ctx, shopClient(dsnFile), catalog.Absent)
+	if athena.CodeOf(err) == athena.CodeConflict {
+		return nil
+	}
+	return err
+}
+
+func shopClient(dsnFile string) *athena.Client {
+	return &athena.Client{
+		Name: "shop", Lifecycle: athena.Active,
+		Capabilities: athena.Allow(athena.GatewayQuery, athena.RawSQL, athena.SchemaRead, athena.MigrationsRead, athena.DeferredQuery),
+		Connection:   athena.PostgresConn{DSN: athena.NewSecret("file:" + dsnFile)},
+		Metadata:     map[string]any{"about": "the sample shop of athena dev"},
+	}
+}
+
+// makeDevDir makes the directory. PostgreSQL's own user must get through it
+// where this process is root.
+func makeDevDir(dir string) error {
+	mode := fs.FileMode(0o700)
+	if os.Geteuid() == 0 {
+		mode = 0o711
+	}
+	if err := os.MkdirAll(dir, mode); err != nil {
+		return err
+	}
+	return os.Chmod(dir, mode)
+}
+
+// devAccess is what lets people and workers in; it outlives a restart.
+type devAccess struct {
+	AdminKey string `json:"admin_key"`
+	NATS     string `json:"nats_password"`
+}
+
+func loadDevAccess(path string) (a devAccess, err error) {
+	text, err := readPrivate(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		a = devAccess{AdminKey: auth.NewKey().Reveal(), NATS: rand.Text()}
+		if text, err = json.Marshal(a); err != nil {
+			return a, err
+		}
+		return a, os.WriteFile(path, text, 0o600)
+	}
+	if err != nil {
+		return a, err
+	}
+	if err := json.Unmarshal(text, &a); err != nil {
+		return a, fmt.Errorf("%s: %w", path, err)
+	}
+	return a, nil
+}
+
+// withUser puts credentials into a URL.
+func withUser(text, user, password string) string {
+	u, err := url.Parse(text)
+	if err != nil {
+		return text
+	}
+	u.User = url.UserPassword(user, password)
+	return u.String()
+}
