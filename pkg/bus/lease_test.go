@@ -193,9 +193,9 @@ func TestNeverTwoHolders(t *testing.T) {
 	round := 0
 	rapid.Check(t, func(rt *rapid.T) {
 		round++
-		workers := rapid.IntRange(2, 5).Draw(rt, "workers")
-		turns := rapid.IntRange(1, 4).Draw(rt, "turns")
-		hold := rapid.SliceOfN(rapid.IntRange(0, 3), workers, workers).Draw(rt, "hold")
+		workers := rapid.IntRange(2, 4).Draw(rt, "workers")
+		turns := rapid.IntRange(1, 2).Draw(rt, "turns")
+		hold := rapid.SliceOfN(rapid.IntRange(0, 2), workers, workers).Draw(rt, "hold")
 		key := fmt.Sprintf("round.%d", round)
 		var f fence
 		errs := make(chan error, workers*turns*2)

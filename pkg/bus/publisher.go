@@ -50,6 +50,11 @@ const (
 	// publishTimeout bounds one publish, with the time that a cluster takes to
 	// choose a leader.
 	publishTimeout = 10 * time.Second
+	// answerTimeout bounds the wait for the answer to what was sent.
+	answerTimeout = 5 * time.Second
+	// patience is after which time of silence the next flush begins. A stream
+	// whose leader is gone does not answer what was sent to it.
+	patience = 250 * time.Millisecond
 )
 
 // Publisher stores messages in one stream. Callers that publish at the same time
@@ -102,7 +107,7 @@ func (p *Publisher) Publish(ctx context.Context, msg *nats.Msg) (uint64, error) 
 	if !p.busy {
 		p.busy = true
 		p.mu.Unlock()
-		defer p.next()
+		defer p.turn()()
 		return p.send(ctx, msg)
 	}
 	w := &waiting{msg: msg, done: make(chan verdict, 1)}
@@ -151,48 +156,61 @@ func (p *Publisher) withdraw(w *waiting) bool {
 	return true
 }
 
+// turn begins a flush and returns what ends it: then the next one begins. One
+// that the server is slow to answer does not hold up those after it.
+func (p *Publisher) turn() (end func()) {
+	next := sync.OnceFunc(p.next)
+	slow := time.AfterFunc(patience, next)
+	return func() {
+		slow.Stop()
+		next()
+	}
+}
+
 // next sends what has gathered, if anything has.
 func (p *Publisher) next() {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	if len(p.queue) == 0 {
-		p.busy = false
-		return
+	batch, alone := p.take()
+	p.mu.Unlock()
+	if len(batch)+len(alone) > 0 {
+		go p.flush(batch, alone) // bounded in time; those who wait wait for it
 	}
-	go p.drain() // ends when the queue is empty; those who wait wait for it
 }
 
-func (p *Publisher) drain() {
-	for {
-		batch, alone := p.take()
-		if len(batch)+len(alone) == 0 {
-			return
-		}
-		var wg sync.WaitGroup
-		for _, w := range alone {
-			wg.Go(func() { p.sendAlone(w) })
-		}
-		if len(batch) > 0 {
-			p.sendTogether(batch)
-		}
-		wg.Wait()
+func (p *Publisher) flush(batch, alone []*waiting) {
+	defer p.turn()()
+	var wg sync.WaitGroup
+	for _, w := range alone {
+		wg.Go(func() { p.sendAlone(w) })
 	}
+	if len(batch) > 0 {
+		p.sendTogether(batch)
+	}
+	wg.Wait()
 }
 
 // take takes the messages that go next out of the queue: a batch, and those that
-// go by themselves. With nothing to take, the publisher is no longer busy.
+// go by themselves. With nothing to take, the publisher is no longer busy. The
+// lock is held.
 func (p *Publisher) take() (batch, alone []*waiting) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if len(p.queue) < batchLeast {
-		alone, p.queue = p.queue, nil
-		p.busy = len(alone) > 0
-		return nil, alone
+	var left []*waiting
+	if len(p.queue) >= batchLeast {
+		batch, alone, left = p.split()
 	}
+	if len(batch) < batchLeast { // by themselves, messages are never in conflict
+		batch, alone, left = nil, p.queue, nil
+	}
+	p.queue = left
+	p.busy = len(batch)+len(alone) > 0
+	return batch, alone
+}
+
+// split parts the queue into a batch, those that may not be in one, and those
+// that have to wait for the next. The lock is held.
+func (p *Publisher) split() (batch, alone, left []*waiting) {
 	var (
 		c    claims
 		size int
-		left []*waiting
 	)
 	for _, w := range p.queue {
 		switch {
@@ -205,8 +223,7 @@ func (p *Publisher) take() (batch, alone []*waiting) {
 			size += w.msg.Size()
 		}
 	}
-	p.queue = left
-	return batch, alone
+	return batch, alone, left
 }
 
 func (p *Publisher) sendAlone(w *waiting) {
@@ -304,6 +321,8 @@ type ack struct {
 // request sends msg once. nats.go's own JetStream publish would send it again by
 // itself.
 func (p *Publisher) request(ctx context.Context, msg *nats.Msg) (*ack, error) {
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
 	answer, err := p.nc.RequestMsgWithContext(ctx, msg)
 	if err != nil {
 		if errors.Is(err, nats.ErrNoResponders) {

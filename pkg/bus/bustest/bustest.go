@@ -121,6 +121,16 @@ func (c *Cluster) reconcile(replicas int) {
 	c.t.Helper()
 	b := c.Bus(replicas)
 	deadline := time.Now().Add(time.Minute)
+	for leader := false; !leader; { // without one the servers do not answer at all
+		ctx, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
+		_, err := b.JetStream().AccountInfo(ctx)
+		cancel()
+		leader = err == nil
+		if time.Now().After(deadline) {
+			c.t.Fatalf("bustest: the cluster chooses no leader: %v", err)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
 	for {
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 		err := b.Reconcile(ctx)
