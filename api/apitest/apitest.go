@@ -18,9 +18,11 @@ import (
 	"time"
 
 	"filippo.io/age"
+	"github.com/gin-gonic/gin"
 
 	"github.com/athena-pipelines/athena/api"
 	"github.com/athena-pipelines/athena/api/admin"
+	"github.com/athena-pipelines/athena/api/gateway"
 	"github.com/athena-pipelines/athena/api/middleware"
 	"github.com/athena-pipelines/athena/api/openapi/openapitest"
 	"github.com/athena-pipelines/athena/api/schema"
@@ -30,6 +32,7 @@ import (
 	"github.com/athena-pipelines/athena/pkg/bus"
 	"github.com/athena-pipelines/athena/pkg/bus/bustest"
 	"github.com/athena-pipelines/athena/pkg/catalog"
+	"github.com/athena-pipelines/athena/pkg/deferred"
 	"github.com/athena-pipelines/athena/pkg/dispatch"
 	"github.com/athena-pipelines/athena/pkg/driver"
 	"github.com/athena-pipelines/athena/pkg/driver/memory"
@@ -51,7 +54,7 @@ type World struct {
 	Catalog    *catalog.Catalog
 	Keys       *auth.Keys
 	Dispatcher *dispatch.Dispatcher
-	Handler    http.Handler
+	Engine     *gin.Engine
 	// Opens counts how often a backend was asked for, reached or not.
 	Opens atomic.Int64
 	Log   *Buffer
@@ -98,6 +101,8 @@ func Start(t testing.TB, change func(*World, *api.Config)) *World {
 	w.Dispatcher = &dispatch.Dispatcher{
 		Resolver: backends, Observer: ops.NewObserver(metrics, log, recorder), Admit: middleware.NewClients(0).Admit,
 	}
+	jobs, err := deferred.NewStore(w.Bus)
+	check(t, err)
 	about, err := system.New(system.Config{
 		Version: system.Version{Version: "test"}, Bus: system.Bus{Mode: "embedded", Sync: "always", Replicas: 1},
 		Prober: system.ProberFunc(func(ctx context.Context) []system.Check {
@@ -110,6 +115,7 @@ func Start(t testing.TB, change func(*World, *api.Config)) *World {
 	cfg := api.Config{
 		Public: []api.Family{about},
 		Families: []api.Family{
+			gateway.New(gateway.Config{Dispatcher: w.Dispatcher, Drivers: drivers, Jobs: jobs, Cursors: keyring}),
 			schema.New(w.Dispatcher),
 			admin.New(admin.Config{
 				Dispatcher: w.Dispatcher, Clients: w.Catalog, Keys: w.Keys, Audit: ops.NewAudit(w.Bus, log),
@@ -125,9 +131,9 @@ func Start(t testing.TB, change func(*World, *api.Config)) *World {
 	if change != nil {
 		change(w, &cfg)
 	}
-	w.Handler, err = api.New(cfg)
+	w.Engine, err = api.New(cfg)
 	check(t, err)
-	srv := httptest.NewServer(w.Handler)
+	srv := httptest.NewServer(w.Engine)
 	t.Cleanup(srv.Close)
 	w.URL, w.HTTP = srv.URL, openapitest.Client(t, srv.Client().Transport)
 	return w
@@ -242,8 +248,8 @@ func (a *Answer) Want(t testing.TB, status int, code athena.Code) *Answer {
 	return a
 }
 
-// Do makes a request. Headers are "Name: value". It fails the test on an answer
-// that is not JSON.
+// Do makes a request. Headers are "Name: value". It fails the test on an
+// answer that is said to be JSON and is not.
 func (w *World) Do(t testing.TB, key, method, path, body string, headers ...string) *Answer {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
@@ -268,7 +274,7 @@ func (w *World) Do(t testing.TB, key, method, path, body string, headers ...stri
 	a := &Answer{Code: resp.StatusCode, Header: resp.Header}
 	a.Raw, err = io.ReadAll(resp.Body)
 	check(t, err)
-	if len(a.Raw) > 0 && strings.Contains(resp.Header.Get("Content-Type"), "json") {
+	if len(a.Raw) > 0 && strings.HasPrefix(resp.Header.Get("Content-Type"), "application/json") {
 		if err := json.Unmarshal(a.Raw, a); err != nil {
 			t.Fatalf("%s %s: the answer is not JSON: %v: %s", method, path, err, a.Raw)
 		}
