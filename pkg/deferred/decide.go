@@ -36,7 +36,7 @@ const MaxLost = 5
 // means that its worker is lost. Requeue is the revision that a requeue message
 // names, 0 for any other message.
 func Decide(j *Job, s Status, requeue uint64, now time.Time) Decision {
-	late := now.After(j.deadline(s))
+	late := now.After(j.Due(s))
 	switch {
 	case s.State.Terminal():
 		// A requeue is stored before the event that shows it (law 1), so a

@@ -22,6 +22,7 @@ import (
 
 	"github.com/athena-pipelines/athena/pkg/athena"
 	"github.com/athena-pipelines/athena/pkg/auth"
+	"github.com/athena-pipelines/athena/pkg/dispatch"
 	"github.com/athena-pipelines/athena/pkg/driver"
 )
 
@@ -179,12 +180,43 @@ func (s *Status) Attempt() *Attempt {
 	return &s.Attempts[len(s.Attempts)-1]
 }
 
-// deadline is when a job that has not started is given up.
-func (j *Job) deadline(s Status) time.Time {
+// Due is when a job that has not started is given up.
+func (j *Job) Due(s Status) time.Time {
 	if s.Until.After(j.Deadline) {
 		return s.Until
 	}
 	return j.Deadline
+}
+
+// ReadySince is since when the job could have been running.
+func (j *Job) ReadySince(s Status) time.Time {
+	since := j.SubmittedAt
+	for _, t := range []time.Time{j.NotBefore, s.NextAt} {
+		if t.After(since) {
+			since = t
+		}
+	}
+	return since
+}
+
+// Requeued is the terminal status s waiting to run again. The job gets the time
+// that it had, as long as it is kept.
+func (j *Job) Requeued(s Status, now time.Time) Status {
+	until := now.Add(j.Deadline.Sub(j.SubmittedAt))
+	if kept := j.KeptUntil(); until.After(kept) {
+		until = kept
+	}
+	return s.Requeue(until, now)
+}
+
+// Op is what a job needs: of its client's capabilities, and of the key in whose
+// name it runs. Raw is for the raw-statement routes.
+func Op(raw bool, lang driver.Language) dispatch.Op {
+	op := dispatch.Op{Family: "deferred", Right: auth.Deferred, Needs: []athena.Capability{athena.DeferredQuery, athena.GatewayQuery}}
+	if raw {
+		op.Needs[1] = lang.Capability()
+	}
+	return op
 }
 
 // KeptUntil is when the job itself is forgotten.
@@ -200,7 +232,7 @@ func View(j *Job, s Status, frozen bool, now time.Time) State {
 	}
 	switch {
 	// A token that is still to be asked about may stand for an effect.
-	case now.After(j.deadline(s)) && s.Token == "":
+	case now.After(j.Due(s)) && s.Token == "":
 		return Expired
 	case frozen:
 		return Held
