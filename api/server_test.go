@@ -3,10 +3,12 @@ package api_test
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -213,5 +215,45 @@ func TestASlowPeerDoesNotHoldTheServer(t *testing.T) {
 	defer resp.Body.Close()
 	if body, _ := io.ReadAll(resp.Body); resp.StatusCode != http.StatusOK {
 		t.Errorf("a quiet request got %d %s", resp.StatusCode, body)
+	}
+}
+
+// TestAQuietStreamOverHTTP2Lives: a deadline left on a stream of HTTP/2 would
+// end it by itself.
+func TestAQuietStreamOverHTTP2Lives(t *testing.T) {
+	t.Parallel()
+	certified := httptest.NewUnstartedServer(nil)
+	certified.EnableHTTP2 = true
+	certified.StartTLS()
+	t.Cleanup(certified.Close)
+	server := api.Server{TLS: &tls.Config{Certificates: certified.TLS.Certificates}}
+	bounds := middleware.Bounds{ReadBody: 100 * time.Millisecond, Stall: 100 * time.Millisecond}
+	addr, stop, done := serve(t, server, bounds, func(r gin.IRouter) {
+		r.POST("/stream", func(c *gin.Context) {
+			if _, err := envelope.Body(c); err != nil {
+				envelope.Fail(c, err)
+				return
+			}
+			for range 3 {
+				if _, err := c.Writer.WriteString("tick "); err != nil {
+					return
+				}
+				c.Writer.Flush()
+				time.Sleep(250 * time.Millisecond)
+			}
+		})
+	})
+	resp, err := certified.Client().Post("https://"+addr+"/stream", "application/json", strings.NewReader("{}"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, err := io.ReadAll(resp.Body)
+	resp.Body.Close()
+	if resp.ProtoMajor != 2 || err != nil || string(body) != "tick tick tick " {
+		t.Errorf("over %s got %q, %v", resp.Proto, body, err)
+	}
+	stop()
+	if err := <-done; err != nil {
+		t.Errorf("the server ended with %v", err)
 	}
 }
