@@ -21,7 +21,8 @@ type Hook struct {
 
 	// What follows is kept by the deliverer from one attempt to the next.
 
-	// Revision tells the ends of a requeued job apart.
+	// Revision tells the ends of a requeued job apart: the sequence of the
+	// message that ordered the delivery, which follows the event that it is about.
 	Revision uint64 `json:"revision,omitempty"`
 	// Attempts counts the requests that were made.
 	Attempts int `json:"attempts,omitempty"`
@@ -42,6 +43,7 @@ type Summary struct {
 	State        string            `json:"state"`
 	At           time.Time         `json:"-"` // when it came to that state
 	Revision     uint64            `json:"-"` // the sequence of the event that says so
+	Ended        bool              `json:"-"` // the state is terminal
 	Attempts     int               `json:"attempts"`
 	Rows         int64             `json:"rows"`
 	Bytes        int64             `json:"bytes"` // of NDJSON
