@@ -104,12 +104,6 @@ func all(ctx context.Context, only string, quick bool) error {
 }
 
 func one(ctx context.Context, b bench, quick bool) ([]figure, error) {
-	dir, err := os.MkdirTemp("", "athena-bench-")
-	if err != nil {
-		return nil, err
-	}
-	defer os.RemoveAll(dir)
-	b.rig.Dir = dir
 	r, err := rig.Start(ctx, b.rig)
 	defer r.Stop()
 	if err != nil {

@@ -55,7 +55,7 @@ type job struct {
 func TestNothingIsLostAndNoWriteIsAppliedTwice(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 55*time.Minute)
 	defer cancel()
-	r, err := rig.Start(ctx, rig.Config{Dir: t.TempDir(), Tags: []string{"crashpoints"}, Workers: 2})
+	r, err := rig.Start(ctx, rig.Config{Tags: []string{"crashpoints"}, Workers: 2})
 	t.Cleanup(r.Stop)
 	if err == nil {
 		err = r.Client("shop", 16)

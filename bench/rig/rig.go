@@ -29,11 +29,10 @@ import (
 // AdminKey is the admin key of every rig.
 const AdminKey = "ath_00112233445566aa.AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8"
 
-const token = "rig-token"
+const password = "rig-password"
 
 // Config says what to run. Zero fields stand for nothing special.
 type Config struct {
-	Dir     string   // where everything is kept; required
 	Tags    []string // build tags of the binary
 	Workers int      // processes beside the server
 	Inside  bool     // the server runs a worker too
@@ -55,17 +54,25 @@ type Rig struct {
 // DSN reaches the rig's database.
 func (r *Rig) DSN() string { return r.Database.DSN("postgres") }
 
-// Start builds the binary and starts everything. The server is ready when Start
+// Start builds the binary and starts everything in a temporary directory. The server is ready when Start
 // returns. After an error, as after success, Stop ends what runs.
 func Start(ctx context.Context, cfg Config) (*Rig, error) {
-	r := &Rig{dir: cfg.Dir, binary: filepath.Join(cfg.Dir, "athena")}
+	r := &Rig{}
+	var err error
+	if r.dir, err = os.MkdirTemp("", "athena-rig-"); err != nil {
+		return r, err
+	}
+	// PostgreSQL does not run as root, and its own user has to come through.
+	if err := os.Chmod(r.dir, 0o711); err != nil {
+		return r, err
+	}
+	r.binary = filepath.Join(r.dir, "athena")
 	r.http = &http.Client{Timeout: 2 * time.Minute, Transport: &http.Transport{MaxIdleConnsPerHost: 2000}}
 	build := exec.CommandContext(ctx, "go", "build", "-tags", strings.Join(cfg.Tags, ","), "-o", r.binary, "github.com/athena-pipelines/athena/cmd/athena")
 	if out, err := build.CombinedOutput(); err != nil {
 		return r, fmt.Errorf("go build: %w\n%s", err, out)
 	}
-	var err error
-	if r.Database, err = localpg.Start(ctx, localpg.Config{Dir: filepath.Join(cfg.Dir, "pg")}); err != nil {
+	if r.Database, err = localpg.Start(ctx, localpg.Config{Dir: filepath.Join(r.dir, "pg")}); err != nil {
 		return r, fmt.Errorf("a PostgreSQL server: %w", err)
 	}
 	api, err := freePort()
@@ -80,9 +87,10 @@ func Start(ctx context.Context, cfg Config) (*Rig, error) {
 	r.Server, err = r.process("server", "serve", `
 listen: 127.0.0.1:`+api+`
 nats:
-  token: `+token+`
   embedded:
     listen: 127.0.0.1:`+broker+`
+    user: rig
+    password: `+password+`
 worker:
   enabled: `+strconv.FormatBool(cfg.Inside)+`
 `+cfg.Settings)
@@ -94,7 +102,8 @@ worker:
 		w, err := r.process(name, "worker", `
 nats:
   url: nats://127.0.0.1:`+broker+`
-  token: `+token+`
+  user: rig
+  password: `+password+`
 worker:
   id: `+name+`
 `)
@@ -116,7 +125,7 @@ worker:
 	return r, nil
 }
 
-// Stop kills what runs.
+// Stop kills what runs and removes what it kept.
 func (r *Rig) Stop() {
 	for _, p := range r.Workers {
 		p.Kill()
@@ -127,6 +136,7 @@ func (r *Rig) Stop() {
 	if r.Database != nil {
 		r.Database.Stop(context.Background(), localpg.Immediate)
 	}
+	os.RemoveAll(r.dir)
 }
 
 // Ready waits until the server says that it is.
