@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -26,25 +27,32 @@ type broker struct {
 }
 
 // openBroker starts or reaches the broker and brings its streams up to date.
-func openBroker(ctx context.Context, cfg *config.Settings, keyring *secret.Keyring, log *slog.Logger) (b *broker, err error) {
+func openBroker(ctx context.Context, cfg *config.Settings, keyring *secret.Keyring, log *slog.Logger) (*broker, error) {
+	b, err := dialBroker(ctx, cfg, keyring, log)
+	if err != nil {
+		return nil, err
+	}
+	if err := b.settle(ctx, cfg.NATS.Replicas); err != nil {
+		return nil, errors.Join(err, b.close(context.WithoutCancel(ctx)))
+	}
+	return b, nil
+}
+
+// dialBroker starts or reaches the broker and changes nothing there.
+func dialBroker(ctx context.Context, cfg *config.Settings, keyring *secret.Keyring, log *slog.Logger) (b *broker, err error) {
 	b = &broker{}
-	defer func() {
-		if err != nil {
-			b.close(context.WithoutCancel(ctx))
-		}
-	}()
 	if cfg.NATS.URL == "" {
 		err = b.embed(cfg, keyring, log)
 	} else {
 		err = b.connect(ctx, cfg.NATS, keyring)
 	}
+	if err == nil {
+		b.bus, err = bus.New(b.conn, bus.Config{Replicas: cfg.NATS.Replicas, Embedded: b.server})
+	}
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, b.close(context.WithoutCancel(ctx)))
 	}
-	if b.bus, err = bus.New(b.conn, bus.Config{Replicas: cfg.NATS.Replicas, Embedded: b.server}); err != nil {
-		return nil, err
-	}
-	return b, b.settle(ctx, cfg.NATS.Replicas)
+	return b, nil
 }
 
 // settle brings the streams up to date. A cluster needs a while to elect its

@@ -85,7 +85,7 @@ Start with "athena demo" to see it work, or with "athena dev" to have it here.`,
 	root.AddCommand(
 		p.queryCommand(), p.deferredCommand(), p.schemaCommand(),
 		p.clientCommand(), p.keyCommand(), p.auditCommand(), p.deadCommand(),
-		p.serveCommand(), p.workerCommand(), p.devCommand(), p.demoCommand(), p.versionCommand(),
+		p.serveCommand(), p.workerCommand(), p.devCommand(), p.demoCommand(), p.doctorCommand(), p.versionCommand(),
 		&cobra.Command{Use: "exit-codes", Short: "What the exit codes mean", Long: exitHelp()},
 		&cobra.Command{Use: "environment", Short: "Environment variables and the profile file", Long: environmentHelp},
 	)

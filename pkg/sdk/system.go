@@ -1,17 +1,28 @@
 package sdk
 
-import (
-	"context"
-	"encoding/json"
-)
+import "context"
 
-// Version describes the server.
-func (a *API) Version(ctx context.Context) (json.RawMessage, error) {
-	v, _, err := answer[json.RawMessage](ctx, a, get("/version", nil))
-	return v, err
+// Health is what a server says of itself.
+type Health struct {
+	Version string `json:"version"`
+	UptimeS int64  `json:"uptime_s"`
+	Bus     struct {
+		Mode     string `json:"mode"` // embedded or external
+		Sync     string `json:"sync"` // always, or the interval
+		Replicas int    `json:"replicas"`
+	} `json:"bus"`
+	// Weaknesses are settings that weaken what Athena promises, in words.
+	Weaknesses []string `json:"weaknesses"`
 }
 
-// Ready returns nil if the server takes requests now.
+// Health asks whether the server lives.
+func (a *API) Health(ctx context.Context) (*Health, error) {
+	h, _, err := answer[*Health](ctx, a, get("/health", nil))
+	return h, err
+}
+
+// Ready returns nil if the server can do its work now, and otherwise an error
+// that says why not.
 func (a *API) Ready(ctx context.Context) error {
 	r := get("/ready", nil)
 	r.safe = false
@@ -19,8 +30,16 @@ func (a *API) Ready(ctx context.Context) error {
 	return err
 }
 
-// Health reports what the server says of itself.
-func (a *API) Health(ctx context.Context) (json.RawMessage, error) {
-	v, _, err := answer[json.RawMessage](ctx, a, get("/health", nil))
+// Version describes a server.
+type Version struct {
+	Version string `json:"version"`
+	Commit  string `json:"commit,omitempty"`
+	Built   string `json:"built,omitempty"`
+	Go      string `json:"go"`
+}
+
+// Version asks which version the server is.
+func (a *API) Version(ctx context.Context) (*Version, error) {
+	v, _, err := answer[*Version](ctx, a, get("/version", nil))
 	return v, err
 }
