@@ -76,8 +76,8 @@ type app struct {
 
 // newApp connects to the bus, makes sure of its streams, and wires the rest
 // together. Close must be called in the end.
-func newApp(ctx context.Context, cfg *config.Settings, getenv func(string) string, log *slog.Logger) (a *app, err error) {
-	a = &app{cfg: cfg, log: log, metrics: telemetry.NewMetrics(buildInfo().Version), drivers: drivers()}
+func newApp(ctx context.Context, cfg *config.Settings, getenv func(string) string, log *slog.Logger) (_ *app, err error) {
+	a := &app{cfg: cfg, log: log, metrics: telemetry.NewMetrics(buildInfo().Version), drivers: drivers()}
 	defer func() {
 		if err != nil {
 			a.close()
@@ -149,7 +149,13 @@ func (a *app) run(ctx context.Context, parts ...func(context.Context) error) err
 		}
 	})
 	for _, part := range parts {
-		front.Go(func() error { return part(ctx) })
+		front.Go(func() error {
+			err := part(ctx)
+			if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+				return nil // told to stop before it had begun
+			}
+			return err
+		})
 	}
 	err := front.Wait()
 	stop()

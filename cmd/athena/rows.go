@@ -196,7 +196,7 @@ func (p *program) rowsTable(w *bufio.Writer, rows *sdk.Rows) error {
 	meta := rows.Meta()
 	if t.names == nil {
 		for _, c := range meta.Columns {
-			t.names = append(t.names, c.Name)
+			t.names, t.right = append(t.names, c.Name), append(t.right, false)
 		}
 		t.flush(w)
 	}

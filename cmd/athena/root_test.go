@@ -1,0 +1,246 @@
+package main
+
+import (
+	"encoding/json"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/spf13/cobra"
+
+	"github.com/athena-pipelines/athena/pkg/athena"
+)
+
+func TestUsage(t *testing.T) {
+	t.Parallel()
+	tests := map[string]struct {
+		args   []string
+		env    []string
+		want   exit
+		stdout string
+		stderr string
+	}{
+		"no command shows the help":              {nil, nil, exitOK, "athena demo", ""},
+		"help of a group lists its commands":     {[]string{"deferred"}, nil, exitOK, "watch", ""},
+		"help has examples":                      {[]string{"query", "--help"}, nil, exitOK, "Examples:\n  athena query --client shop", ""},
+		"exit codes are a help topic":            {[]string{"help", "exit-codes"}, nil, exitOK, "indeterminate", ""},
+		"the environment is a help topic":        {[]string{"help", "environment"}, nil, exitOK, "profiles.yaml", ""},
+		"the version says what is in it":         {[]string{"version"}, nil, exitOK, "postgres", ""},
+		"an unknown command":                     {[]string{"frobnicate"}, nil, exitUsage, "", "unknown command"},
+		"an unknown subcommand":                  {[]string{"client", "frobnicate"}, nil, exitUsage, "", "frobnicate"},
+		"an unknown flag":                        {[]string{"query", "--frobnicate"}, nil, exitUsage, "", "--frobnicate"},
+		"a missing argument":                     {[]string{"query"}, nil, exitUsage, "", "1 arg"},
+		"no client":                              {[]string{"query", "select 1"}, nil, exitUsage, "", "--client"},
+		"an empty statement":                     {[]string{"query", "-c", "shop", " "}, nil, exitUsage, "", "empty"},
+		"an unknown format":                      {[]string{"query", "-c", "shop", "--format", "xml", "select 1"}, nil, exitUsage, "", "table, json, ndjson, csv"},
+		"a flag of deferred queries without one": {[]string{"query", "-c", "shop", "--priority", "batch", "select 1"}, nil, exitUsage, "", "--defer"},
+		"a deadline that is none":                {[]string{"query", "-c", "shop", "--defer", "--deadline", "soon", "select 1"}, nil, exitUsage, "", "--deadline"},
+		"a label without a value":                {[]string{"query", "-c", "shop", "--defer", "--label", "team", "select 1"}, nil, exitUsage, "", "NAME=VALUE"},
+		"nothing to apply":                       {[]string{"client", "apply"}, nil, exitUsage, "", "-f FILE"},
+		"two sources to import":                  {[]string{"client", "import"}, nil, exitUsage, "", "either"},
+		"a key without rights":                   {[]string{"key", "create"}, nil, exitUsage, "", "--right"},
+		"a worker without a bus":                 {[]string{"worker"}, nil, exitUsage, "", "--nats"},
+		"a setting that is none":                 {[]string{"serve", "--set", "a.b=c"}, nil, exitUsage, "", "unknown key"},
+		"a setting without a value":              {[]string{"serve", "--set", "listen"}, nil, exitUsage, "", "KEY=VALUE"},
+		"auth off in the open":                   {[]string{"serve", "--auth", "off", "--listen", "0.0.0.0:0"}, nil, exitUsage, "", "127.0.0.1"},
+		"a burst out of range":                   {[]string{"demo", "--burst", "0"}, nil, exitUsage, "", "--burst"},
+		"a URL that is none":                     {[]string{"client", "list", "--url", "athena"}, nil, exitUsage, "", "http://"},
+		"a profile that is not there":            {[]string{"client", "list", "--profile", "prod"}, nil, exitUsage, "", "prod"},
+		"a profile and a URL":                    {[]string{"client", "list", "--profile", "prod", "--url", "http://h"}, nil, exitUsage, "", "--profile"},
+		"nobody listens":                         {[]string{"client", "list", "--url", "http://127.0.0.1:1"}, nil, exitUnavailable, "", "does not answer"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			got := call(t, tt.env, "", tt.args...)
+			if got.exit != tt.want || !strings.Contains(got.stdout, tt.stdout) || !strings.Contains(got.stderr, tt.stderr) {
+				t.Errorf("exit %d, want %d\nstdout: %s\nstderr: %s", got.exit, tt.want, got.stdout, got.stderr)
+			}
+			if tt.want != exitOK && got.stderr == "" {
+				t.Error("nothing was said")
+			}
+		})
+	}
+}
+
+func TestEveryCommandExplainsItself(t *testing.T) {
+	t.Parallel()
+	var walk func(c *cobra.Command, example bool)
+	walk = func(c *cobra.Command, example bool) {
+		example = example || c.Example != ""
+		if c.Short == "" || strings.HasSuffix(c.Short, ".") {
+			t.Errorf("%s: short help is %q", c.CommandPath(), c.Short)
+		}
+		if c.Runnable() && !c.HasSubCommands() && !example && c.Name() != "version" && c.Name() != "demo" && c.Parent().Name() != "completion" {
+			t.Errorf("%s has no example, nor has its group", c.CommandPath())
+		}
+		for _, sub := range c.Commands() {
+			walk(sub, example)
+		}
+	}
+	root := (&program{stdout: io.Discard, stderr: io.Discard}).root()
+	root.Example = "" // of the whole program, not of a command
+	walk(root, false)
+}
+
+func TestEveryCodeHasAnExit(t *testing.T) {
+	t.Parallel()
+	help := exitHelp()
+	for _, code := range athena.Codes() {
+		got := exitOf(athena.Errorf(code, "x"))
+		if (got == exitFailure) != (code == athena.CodeInternal) || got == exitOK {
+			t.Errorf("%s exits with %d", code, got)
+		}
+	}
+	for _, e := range exits() {
+		if !strings.Contains(help, e.meaning) {
+			t.Errorf("exit code %d is not in the help", e.code)
+		}
+	}
+}
+
+func TestErrorsAreJSONForPrograms(t *testing.T) {
+	t.Parallel()
+	got := call(t, nil, "", "--json", "client", "list", "--url", "http://127.0.0.1:1")
+	var body struct {
+		Code     string `json:"code"`
+		Message  string `json:"message"`
+		ExitCode int    `json:"exit_code"`
+	}
+	if err := json.Unmarshal([]byte(got.stderr), &body); err != nil || body.Code != "backend_unavailable" || body.ExitCode != 5 || body.Message == "" || got.stdout != "" {
+		t.Errorf("%v: %+v, stdout %q", err, body, got.stdout)
+	}
+}
+
+// echo answers every request with the key that it came with.
+func echo(t *testing.T) *httptest.Server {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		row, err := json.Marshal(map[string]string{"key": r.Header.Get("Authorization"), "client": r.Header.Get("X-Athena-Client")})
+		if err != nil {
+			t.Error(err)
+		}
+		_, _ = io.WriteString(w, `{"data":[`+string(row)+`],"meta":{}}`)
+	}))
+	t.Cleanup(srv.Close)
+	return srv
+}
+
+func TestAKeyGoesToItsOwnServerAlone(t *testing.T) {
+	t.Parallel()
+	one, two := echo(t), echo(t)
+	dir := t.TempDir()
+	write := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	write("profiles.yaml", "default: one\nprofiles:\n  one: {url: "+one.URL+", key: profile-key, client: lake}\n")
+	file := write("key", "file-key\n")
+	conf := "ATHENA_CONFIG_DIR=" + dir
+	tests := map[string]struct {
+		env  []string
+		args []string
+		want string
+	}{
+		"the default profile":                   {[]string{conf}, nil, `{"client":"lake","key":"Bearer profile-key"}`},
+		"a named profile":                       {[]string{conf, "ATHENA_URL=" + two.URL}, []string{"--profile", "one"}, `{"client":"lake","key":"Bearer profile-key"}`},
+		"the environment before the default":    {[]string{conf, "ATHENA_URL=" + two.URL, "ATHENA_KEY=env-key"}, []string{"-c", "shop"}, `{"client":"shop","key":"Bearer env-key"}`},
+		"a profile's key stays with its server": {[]string{conf}, []string{"--url", two.URL, "-c", "shop"}, `{"client":"shop","key":""}`},
+		"the environment's key does so too":     {[]string{"ATHENA_URL=" + one.URL, "ATHENA_KEY=env-key"}, []string{"--url", two.URL, "-c", "shop"}, `{"client":"shop","key":""}`},
+		"a key from a file":                     {nil, []string{"--url", two.URL, "-c", "shop", "--key-file", file}, `{"client":"shop","key":"Bearer file-key"}`},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			got := call(t, tt.env, "", append([]string{"query", "--format", "ndjson", "select 1"}, tt.args...)...)
+			if got.exit != exitOK || strings.TrimSpace(got.stdout) != tt.want {
+				t.Errorf("exit %d, %s, want %s\n%s", got.exit, got.stdout, tt.want, got.stderr)
+			}
+		})
+	}
+}
+
+func TestAFileThatOthersMayReadIsRefused(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	path := filepath.Join(dir, "profiles.yaml")
+	if err := os.WriteFile(path, []byte("default: p\nprofiles: {p: {url: 'http://h', key: planted}}\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"client", "list"}, {"client", "list", "--url", "http://h", "--key-file", path}} {
+		got := call(t, []string{"ATHENA_CONFIG_DIR=" + dir}, "", args...)
+		if got.exit == exitOK || !strings.Contains(got.stderr, "chmod 600") || strings.Contains(got.stderr, "planted") {
+			t.Errorf("%v: exit %d, %s", args, got.exit, got.stderr)
+		}
+	}
+}
+
+func TestFormats(t *testing.T) {
+	t.Parallel()
+	const rows = `[{"id":1,"name":"a,b","at":null,"doc":{"x":[1]}},{"id":20,"name":"","at":"2026-01-01","doc":null},{"id":3,"name":"\u001b[31mred\nline","at":null,"doc":null}]`
+	answer := func(data, meta string) *httptest.Server {
+		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			_, _ = io.WriteString(w, `{"data":`+data+`,"meta":`+meta+`}`)
+		}))
+		t.Cleanup(srv.Close)
+		return srv
+	}
+	full := answer(rows, `{"rows_affected":3}`)
+	empty := answer(`[]`, `{"columns":[{"name":"id","type":"int4"},{"name":"n","type":"text"}],"rows_affected":0}`)
+	none := answer(`[]`, `{"columns":[],"rows_affected":1}`)
+	tests := map[string]struct {
+		url    string
+		format string
+		want   string
+	}{
+		"table": {full.URL, "table", "" +
+			"id  name           at          doc\n" +
+			"--  -------------  ----------  ---------\n" +
+			" 1  a,b            NULL        {\"x\":[1]}\n" +
+			"20                 2026-01-01  NULL\n" +
+			" 3  ·[31mred·line  NULL        NULL\n" +
+			"(3 rows)\n"},
+		"csv":                     {full.URL, "csv", "id,name,at,doc\r\n1,\"a,b\",,\"{\"\"x\"\":[1]}\"\r\n20,\"\",2026-01-01,\r\n3,\"\x1b[31mred\nline\",,\r\n"},
+		"ndjson":                  {full.URL, "ndjson", `{"id":1,"name":"a,b","at":null,"doc":{"x":[1]}}` + "\n" + `{"id":20,"name":"","at":"2026-01-01","doc":null}` + "\n" + `{"id":3,"name":"\u001b[31mred\nline","at":null,"doc":null}` + "\n"},
+		"an empty table":          {empty.URL, "table", "id  n\n--  -\n(0 rows)\n"},
+		"an empty csv":            {empty.URL, "csv", "id,n\r\n"},
+		"an empty json":           {empty.URL, "json", "[\n]\n"},
+		"a statement without any": {none.URL, "table", "1 row affected\n"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			got := call(t, nil, "", "query", "--url", tt.url, "-c", "shop", "--format", tt.format, "select 1")
+			if got.stdout != tt.want {
+				t.Errorf("got\n%q, want\n%q\n%s", got.stdout, tt.want, got.stderr)
+			}
+		})
+	}
+	t.Run("json is one document", func(t *testing.T) {
+		t.Parallel()
+		got := call(t, nil, "", "--json", "query", "--url", full.URL, "-c", "shop", "select 1")
+		var list []json.RawMessage
+		if err := json.Unmarshal([]byte(got.stdout), &list); err != nil || len(list) != 3 {
+			t.Errorf("%v in %s", err, got.stdout)
+		}
+	})
+}
+
+func TestSplitTable(t *testing.T) {
+	t.Parallel()
+	for in, want := range map[string][2]string{
+		"postgres://u:p@h/db/athena_clients?sslmode=disable": {"postgres://u:p@h/db?sslmode=disable", "athena_clients"},
+		"postgres://h/db":  {"postgres://h/db", ""},
+		"host=h dbname=db": {"host=h dbname=db", ""},
+	} {
+		if dsn, table := splitTable(in); dsn != want[0] || table != want[1] {
+			t.Errorf("splitTable(%q) = %q, %q", in, dsn, table)
+		}
+	}
+}
