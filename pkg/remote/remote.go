@@ -30,6 +30,7 @@ package remote
 
 import (
 	"encoding/json"
+	"errors"
 	"time"
 
 	"github.com/athena-pipelines/athena/pkg/athena"
@@ -45,7 +46,8 @@ type Request struct {
 	Language  driver.Language   `json:"language,omitempty"`
 	Timeout   athena.Duration   `json:"timeout,omitempty"` // at the backend's server
 	ReadOnly  bool              `json:"read_only,omitempty"`
-	RowLimit  int64             `json:"row_limit,omitempty"`
+	// RowLimit ends the statement after so many rows, so that it is for reads.
+	RowLimit int64 `json:"row_limit,omitempty"`
 	// Raw says that the query came by a raw-statement route.
 	Raw bool `json:"raw,omitempty"`
 	// Op names the operation. The worker looks up in its own table what the
@@ -113,15 +115,22 @@ type failure struct {
 	Message    string          `json:"message"`
 	Details    map[string]any  `json:"details,omitempty"`
 	RetryAfter athena.Duration `json:"retry_after,omitempty"`
+	// Writes says that driver.ErrWrites was in the chain, by which a caller
+	// knows that there was no effect.
+	Writes bool `json:"writes,omitempty"`
 }
 
 func newFailure(err error) *failure {
 	e := athena.AsError(err)
-	return &failure{e.Code, e.Message, e.Details, athena.Duration(max(0, e.RetryAfter))}
+	return &failure{e.Code, e.Message, e.Details, athena.Duration(max(0, e.RetryAfter)), errors.Is(err, driver.ErrWrites)}
 }
 
 func (f *failure) err() error {
-	e := athena.Errorf(f.Code, "%s", f.Message)
+	var cause error
+	if f.Writes {
+		cause = driver.ErrWrites
+	}
+	e := athena.Wrap(f.Code, cause, "%s", f.Message)
 	e.Details, e.RetryAfter = f.Details, f.RetryAfter.Std()
 	return e
 }
@@ -154,7 +163,8 @@ type RowSink interface {
 }
 
 // Copy moves a result into a sink, at most limit rows if limit is positive, and
-// closes it.
+// closes it. Reaching the limit ends the statement: one that may write must have
+// none.
 func Copy(sink RowSink, rows driver.Rows, limit int64) error {
 	truncated, err := move(sink, rows, limit)
 	if e := rows.Close(); err == nil {

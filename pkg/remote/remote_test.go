@@ -581,6 +581,18 @@ func TestWhatAWorkerDoesWrongIsAnErrorOfOneCall(t *testing.T) {
 	}
 }
 
+func TestARefusedWriteIsKnownAsSuch(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.worker(func(context.Context, Request, RowSink) error {
+		return athena.Wrap(athena.CodeQueryFailed, fmt.Errorf("pg: %w", driver.ErrWrites), "the statement writes")
+	})
+	_, err := b.caller().Query(t.Context(), "shop", Request{ReadOnly: true})
+	if !errors.Is(err, driver.ErrWrites) || athena.CodeOf(err) != athena.CodeQueryFailed {
+		t.Errorf("got %v", err)
+	}
+}
+
 // Law 1: what the caller does not confirm is not run.
 func TestWithoutCreditNothingRuns(t *testing.T) {
 	t.Parallel()
