@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"maps"
 	"strings"
 
 	"github.com/nats-io/nats.go"
@@ -19,32 +20,39 @@ type claims struct {
 	shapes   []string // filters with wildcards, one for each pattern of them
 }
 
-// add adds a message's claims, or reports false and adds none if they are in
-// conflict with those of another message.
-func (c *claims) add(m *nats.Msg) bool {
-	want := expectation(m)
-	if want != "" {
-		c.shape(want)
-		if c.written[want] || c.expected[want] {
-			return false
+// add adds the claims of messages that belong together, or reports false and
+// adds none if they are in conflict with those of the others, or if one of them
+// has an expectation on what an earlier one of them writes or expects. A write
+// to what an earlier one of them expects is in order.
+func (c *claims) add(msgs ...*nats.Msg) bool {
+	for _, m := range msgs {
+		if want := expectation(m); want != "" {
+			c.shape(want)
 		}
 	}
-	seen := c.views(m.Subject)
-	for _, v := range seen {
-		if c.expected[v] {
-			return false
+	own := claims{written: map[string]bool{}, expected: map[string]bool{}}
+	for _, m := range msgs {
+		if want := expectation(m); want != "" {
+			if c.written[want] || c.expected[want] || own.written[want] || own.expected[want] {
+				return false
+			}
+			own.expected[want] = true
 		}
+		for _, v := range c.views(m.Subject) {
+			if c.expected[v] {
+				return false
+			}
+			own.written[v] = true
+		}
+		own.subjects = append(own.subjects, m.Subject)
 	}
 	if c.written == nil {
-		c.written, c.expected = map[string]bool{}, map[string]bool{}
+		c.written, c.expected = own.written, own.expected
+	} else {
+		maps.Copy(c.written, own.written)
+		maps.Copy(c.expected, own.expected)
 	}
-	for _, v := range seen {
-		c.written[v] = true
-	}
-	c.subjects = append(c.subjects, m.Subject)
-	if want != "" {
-		c.expected[want] = true
-	}
+	c.subjects = append(c.subjects, own.subjects...)
 	return true
 }
 

@@ -75,8 +75,15 @@ type Publisher struct {
 }
 
 type waiting struct {
-	msg  *nats.Msg
+	msgs []*nats.Msg  // one, or several of one subject in their order
 	done chan verdict // takes one verdict without blocking
+}
+
+func (w *waiting) size() (n int) {
+	for _, m := range w.msgs {
+		n += m.Size()
+	}
+	return n
 }
 
 type verdict struct {
@@ -100,17 +107,37 @@ func NewPublisher(b *Bus, stream string) *Publisher {
 // ends while the message is under way gives ErrAmbiguous, before that its own
 // error.
 func (p *Publisher) Publish(ctx context.Context, msg *nats.Msg) (uint64, error) {
-	if err := p.admit(ctx, msg); err != nil {
-		return 0, err
+	return p.publish(ctx, []*nats.Msg{msg})
+}
+
+// PublishInOrder stores messages of one subject one after the other, each only
+// if the one before it was stored and nothing came between, and returns the
+// sequence of the last. An expectation of the first holds for all; the others
+// must have none. After an error a first part of them may be stored. Errors are
+// those of Publish.
+func (p *Publisher) PublishInOrder(ctx context.Context, msgs ...*nats.Msg) (uint64, error) {
+	for _, m := range msgs[1:] {
+		if m.Subject != msgs[0].Subject || expectation(m) != "" {
+			return 0, fmt.Errorf("bus: messages in order have one subject, and only the first has an expectation")
+		}
+	}
+	return p.publish(ctx, msgs)
+}
+
+func (p *Publisher) publish(ctx context.Context, msgs []*nats.Msg) (uint64, error) {
+	for _, m := range msgs {
+		if err := p.admit(ctx, m); err != nil {
+			return 0, err
+		}
 	}
 	p.mu.Lock()
 	if !p.busy {
 		p.busy = true
 		p.mu.Unlock()
 		defer p.turn()()
-		return p.send(ctx, msg)
+		return p.sendInOrder(ctx, msgs)
 	}
-	w := &waiting{msg: msg, done: make(chan verdict, 1)}
+	w := &waiting{msgs: msgs, done: make(chan verdict, 1)}
 	p.queue = append(p.queue, w)
 	p.mu.Unlock()
 
@@ -194,10 +221,10 @@ func (p *Publisher) flush(batch, alone []*waiting) {
 // lock is held.
 func (p *Publisher) take() (batch, alone []*waiting) {
 	var left []*waiting
-	if len(p.queue) >= batchLeast {
+	if count(p.queue) >= batchLeast {
 		batch, alone, left = p.split()
 	}
-	if len(batch) < batchLeast { // by themselves, messages are never in conflict
+	if count(batch) < batchLeast { // by themselves, messages are never in conflict
 		batch, alone, left = nil, p.queue, nil
 	}
 	p.queue = left
@@ -205,36 +232,61 @@ func (p *Publisher) take() (batch, alone []*waiting) {
 	return batch, alone
 }
 
+// count counts the messages of a queue.
+func count(queue []*waiting) (n int) {
+	for _, w := range queue {
+		n += len(w.msgs)
+	}
+	return n
+}
+
 // split parts the queue into a batch, those that may not be in one, and those
 // that have to wait for the next. The lock is held.
 func (p *Publisher) split() (batch, alone, left []*waiting) {
 	var (
-		c    claims
-		size int
+		c       claims
+		n, size int
 	)
 	for _, w := range p.queue {
 		switch {
-		case solitary(w.msg):
+		case solitary(w.msgs[0]):
 			alone = append(alone, w)
-		case len(batch) == batchMost, size+w.msg.Size() > batchBytes && len(batch) > 0, !c.add(w.msg):
+		case n+len(w.msgs) > batchMost, size+w.size() > batchBytes && n > 0, !c.add(w.msgs...):
 			left = append(left, w)
 		default:
 			batch = append(batch, w)
-			size += w.msg.Size()
+			n, size = n+len(w.msgs), size+w.size()
 		}
 	}
 	return batch, alone, left
 }
 
 func (p *Publisher) sendAlone(w *waiting) {
-	seq, err := p.send(context.Background(), w.msg)
+	seq, err := p.sendInOrder(context.Background(), w.msgs)
 	w.done <- verdict{seq, err}
 }
 
+// sendInOrder publishes messages of one subject, one after the other.
+func (p *Publisher) sendInOrder(ctx context.Context, msgs []*nats.Msg) (uint64, error) {
+	seq, err := p.send(ctx, msgs[0])
+	for _, m := range msgs[1:] {
+		if err != nil {
+			return 0, err
+		}
+		m = &nats.Msg{Subject: m.Subject, Data: m.Data, Header: maps.Clone(m.Header)}
+		if m.Header == nil {
+			m.Header = nats.Header{}
+		}
+		m.Header.Set(jetstream.ExpectedLastSubjSeqHeader, strconv.FormatUint(seq, 10))
+		seq, err = p.send(ctx, m)
+	}
+	return seq, err
+}
+
 func (p *Publisher) sendTogether(batch []*waiting) {
-	msgs := make([]*nats.Msg, len(batch))
-	for i, w := range batch {
-		msgs[i] = w.msg
+	msgs := make([]*nats.Msg, 0, count(batch))
+	for _, w := range batch {
+		msgs = append(msgs, w.msgs...)
 	}
 	last, err := p.sendBatch(context.Background(), msgs)
 	var refusal *jetstream.APIError
@@ -247,27 +299,28 @@ func (p *Publisher) sendTogether(batch []*waiting) {
 		wg.Wait()
 		return
 	}
-	for i, w := range batch {
-		w.done <- verdict{last - uint64(len(batch)-1-i), err}
+	seq := last - uint64(len(msgs))
+	for _, w := range batch {
+		seq += uint64(len(w.msgs))
+		w.done <- verdict{seq, err}
 	}
 }
 
 // PublishAtomic stores all messages, next to each other, or none, and returns
 // the sequence of the last. Expectations are held against the stream as it was
-// before the batch. No two messages of a batch may touch the same subject if one
-// of them has an expectation on it. Errors are those of Publish.
+// before the batch: a message may not have one on a subject that an earlier one
+// writes to. Errors are those of Publish.
 func (p *Publisher) PublishAtomic(ctx context.Context, msgs []*nats.Msg) (uint64, error) {
 	if len(msgs) == 0 || len(msgs) > batchMost {
 		return 0, fmt.Errorf("bus: an atomic batch has 1 to %d messages, not %d", batchMost, len(msgs))
 	}
-	var c claims
-	for i, m := range msgs {
+	for _, m := range msgs {
 		if err := p.admit(ctx, m); err != nil {
 			return 0, err
 		}
-		if !c.add(m) {
-			return 0, fmt.Errorf("bus: message %d of an atomic batch touches a subject that another one has an expectation on", i)
-		}
+	}
+	if c := (claims{}); !c.add(msgs...) {
+		return 0, errors.New("bus: a message of an atomic batch has an expectation on a subject that an earlier one writes to, or has an expectation on too")
 	}
 	if len(msgs) == 1 {
 		return p.send(ctx, msgs[0])
