@@ -178,7 +178,7 @@ func ended(r *rig.Rig) (n int64) {
 	defer resp.Body.Close()
 	lines := bufio.NewScanner(resp.Body)
 	for lines.Scan() {
-		if strings.HasPrefix(lines.Text(), "athena_job_attempts_total{") && strings.Contains(lines.Text(), `state="succeeded"`) {
+		if strings.HasPrefix(lines.Text(), "athena_job_transitions_total{") && strings.Contains(lines.Text(), `state="succeeded"`) {
 			var v float64
 			fmt.Sscan(lines.Text()[strings.LastIndexByte(lines.Text(), ' ')+1:], &v)
 			n += int64(v)

@@ -166,35 +166,43 @@ func lookup(err error, id string) error {
 	return athena.Wrap(athena.CodeBusUnavailable, err, "the state of job %q cannot be read now", id).RetryIn(time.Second)
 }
 
-// Advance stores to as the job's state if it still is from (law 2), and returns
-// it with its revision; ErrMoved if it is not. A terminal state of a job with a
-// webhook and the order to deliver it are stored together or not at all.
-func (s *Store) Advance(ctx context.Context, j *Job, from, to Status) (Status, error) {
-	if !CanFollow(from.State, to.State) {
-		return from, fmt.Errorf("deferred: job %s cannot go from %q to %q", j.ID, from.State, to.State)
+// Advance takes the job through steps, if its state still is from (law 2), and
+// returns the last with its revision; ErrMoved if it is not. Several steps cost
+// little more than one. A terminal state of a job with a webhook and the order to
+// deliver it are stored together or not at all.
+func (s *Store) Advance(ctx context.Context, j *Job, from Status, steps ...Status) (Status, error) {
+	msgs := make([]*nats.Msg, 0, len(steps)+1)
+	at := from.State
+	for _, to := range steps {
+		if !CanFollow(at, to.State) {
+			return from, fmt.Errorf("deferred: job %s cannot go from %q to %q", j.ID, at, to.State)
+		}
+		at = to.State
+		body, err := json.Marshal(to)
+		if err != nil {
+			return from, fmt.Errorf("deferred: encode status: %w", err)
+		}
+		msg := nats.NewMsg(bus.JobEvent(j.Client, j.ID))
+		msg.Data = body
+		msg.Header.Set(HeaderState, string(to.State))
+		msgs = append(msgs, msg)
 	}
-	body, err := json.Marshal(to)
-	if err != nil {
-		return from, fmt.Errorf("deferred: encode status: %w", err)
-	}
-	msg := nats.NewMsg(bus.JobEvent(j.Client, j.ID))
-	msg.Data = body
-	msg.Header.Set(HeaderState, string(to.State))
-	msg.Header.Set(jetstream.ExpectedLastSubjSeqHeader, strconv.FormatUint(from.Rev, 10))
-	if j.Webhook != nil && to.State.Terminal() {
-		to.Rev, err = s.advanceWithHook(ctx, j, msg)
+	msgs[0].Header.Set(jetstream.ExpectedLastSubjSeqHeader, strconv.FormatUint(from.Rev, 10))
+	last, err := steps[len(steps)-1], error(nil)
+	if j.Webhook != nil && last.State.Terminal() {
+		last.Rev, err = s.advanceWithHook(ctx, j, msgs)
 	} else {
-		to.Rev, err = s.events.Publish(ctx, msg)
+		last.Rev, err = s.events.PublishInOrder(ctx, msgs...)
 	}
 	switch {
 	case err == nil:
-		return to, nil
+		return last, nil
 	case errors.Is(err, bus.ErrWrongSequence):
 		return from, ErrMoved
 	case errors.Is(err, bus.ErrAmbiguous):
-		if rev, ok := s.stored(ctx, j, body); ok {
-			to.Rev = rev
-			return to, nil
+		if rev, ok := s.stored(ctx, j, msgs[len(steps)-1].Data); ok {
+			last.Rev = rev
+			return last, nil
 		}
 	}
 	return from, athena.Wrap(athena.CodeBusUnavailable, err, "the state of job %q could not be stored", j.ID)
@@ -212,14 +220,14 @@ func (s *Store) stored(ctx context.Context, j *Job, body []byte) (uint64, bool) 
 	return raw.Sequence, true
 }
 
-func (s *Store) advanceWithHook(ctx context.Context, j *Job, event *nats.Msg) (uint64, error) {
+func (s *Store) advanceWithHook(ctx context.Context, j *Job, msgs []*nats.Msg) (uint64, error) {
 	hook := nats.NewMsg(bus.JobHook(j.Client, j.ID))
 	raw, err := json.Marshal(webhook.Hook{Client: j.Client, Job: j.ID, URL: j.Webhook.URL, Key: j.Principal.Key, Created: time.Now().UTC()})
 	if err != nil {
 		return 0, fmt.Errorf("deferred: encode hook: %w", err)
 	}
 	hook.Data = raw
-	last, err := s.events.PublishAtomic(ctx, []*nats.Msg{event, hook})
+	last, err := s.events.PublishAtomic(ctx, append(msgs, hook))
 	return last - 1, err
 }
 

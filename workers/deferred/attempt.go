@@ -76,39 +76,80 @@ type execution struct {
 	b      backend
 	stmt   driver.Statement
 	unsafe bool
-	n      int        // of this attempt
-	begun  chan error // holds one error, or nil, once the beginning is stored
+	n      int // of this attempt
+	start  *beginning
 	grown  time.Time
 }
 
-// begin stores that an attempt is under way while the backend already works:
-// before there is a token there is no effect, so nothing need wait for it but
-// what comes after (joined by join).
+// beginning is the event that tells that an attempt is under way. It is stored a
+// moment after the statement was sent: before there is a token there is no
+// effect, so nothing need wait for it. An attempt that is over by then stores it
+// together with what came of it.
+type beginning struct {
+	to    deferred.Status
+	timer *time.Timer
+	store func()        // stores it and closes done
+	done  chan struct{} // then to and err tell what came of it
+	err   error
+}
+
+// beginAfter is that moment.
+const beginAfter = 10 * time.Millisecond
+
+// begin has the beginning stored: soon, or now if the job was delivered before
+// and may be one that kills its workers.
 func (e *execution) begin() {
 	now := time.Now()
 	if n := len(e.status.Attempts); n == 0 || e.status.State == deferred.RetryWait {
 		e.w.Observer.Started(e.client, e.job.Lane, now.Sub(e.job.ReadySince(e.status)))
 	}
-	from, to := e.status, e.status.Begin(e.w.ID, e.unsafe, now)
-	e.n = to.Attempt().N
-	e.begun = make(chan error, 1)
-	go func() {
-		st, err := e.w.Store.Advance(e.store(), e.job, from, to)
-		if err == nil {
-			e.status = st
-			crashpoint.Here(crashpoint.JobBegun)
-		} else {
+	b := &beginning{to: e.status.Begin(e.w.ID, e.unsafe, now), done: make(chan struct{})}
+	e.n, e.start = b.to.Attempt().N, b
+	from := e.status
+	b.store = func() {
+		defer close(b.done)
+		if b.to, b.err = e.w.Store.Advance(e.store(), e.job, from, b.to); b.err != nil {
 			e.cancel(errFenced)
+			return
 		}
-		e.begun <- err
-	}()
+		crashpoint.Here(crashpoint.JobBegun)
+	}
+	wait := beginAfter
+	if e.unsafe || !e.fresh {
+		wait = 0
+	}
+	b.timer = time.AfterFunc(wait, b.store)
 }
 
 // join waits until the beginning is stored.
 func (e *execution) join() error {
-	err := <-e.begun
-	e.begun <- err
-	return err
+	b := e.start
+	if b == nil {
+		return nil
+	}
+	e.start = nil
+	if b.timer.Stop() {
+		b.store()
+	}
+	<-b.done
+	if b.err != nil {
+		return b.err
+	}
+	e.status = b.to
+	return nil
+}
+
+// advance stores what comes next, behind the beginning if that is still to be
+// stored.
+func (e *execution) advance(next func(deferred.Status) deferred.Status) error {
+	if b := e.start; b != nil && b.timer.Stop() {
+		e.start = nil
+		return e.run.advance(b.to, next(b.to))
+	}
+	if err := e.join(); err != nil {
+		return err
+	}
+	return e.run.advance(next(e.status))
 }
 
 // read runs a statement that the engine holds to reading.
@@ -121,13 +162,10 @@ func (e *execution) read(ctx context.Context) (fate, err error) {
 	if fate == nil {
 		result, fate = e.collect(ctx, rows, true)
 	}
-	if err := e.join(); err != nil {
-		return fate, err
-	}
-	if errors.Is(fate, driver.ErrWrites) {
+	switch {
+	case errors.Is(fate, driver.ErrWrites):
 		return fate, nil // and the attempt goes on
-	}
-	if fate != nil {
+	case fate != nil:
 		return fate, e.failed(fate, true)
 	}
 	return nil, e.settle(func(s deferred.Status) deferred.Status { return s.Succeed(result, time.Now()) })
@@ -142,7 +180,7 @@ func (e *execution) refuseWrite() (fate, err error) {
 // write runs a statement in a transaction whose token is stored, with the
 // result, before it is committed (law 3).
 func (e *execution) write(ctx context.Context, b driver.TrackedQuerier) (fate, err error) {
-	if e.begun == nil {
+	if e.n == 0 {
 		e.begin()
 	}
 	rows, fate := b.QueryTracked(ctx, e.stmt)
@@ -152,9 +190,6 @@ func (e *execution) write(ctx context.Context, b driver.TrackedQuerier) (fate, e
 	}
 	if rows != nil {
 		defer rows.Close()
-	}
-	if err := e.join(); err != nil {
-		return fate, err
 	}
 	if fate == nil {
 		fate = ctx.Err()
@@ -171,7 +206,8 @@ func (e *execution) write(ctx context.Context, b driver.TrackedQuerier) (fate, e
 	defer cancel()
 	staged := false
 	fate = rows.Commit(ctx, func(ctx context.Context, token driver.Token) error {
-		if err := e.advance(e.status.Stage(token, result, time.Now())); err != nil {
+		err := e.advance(func(s deferred.Status) deferred.Status { return s.Stage(token, result, time.Now()) })
+		if err != nil {
 			return err
 		}
 		staged = true
@@ -253,11 +289,9 @@ func (e *execution) collect(ctx context.Context, rows driver.Rows, spool bool) (
 	}
 	affected := rows.RowsAffected()
 	if spool && out.Large() {
-		if err := e.join(); err != nil {
-			return nil, err
-		}
 		// The statement is over: from here on it is the upload that is waited for.
-		if err := e.advance(e.status.Spool(time.Now())); err != nil && !errors.Is(err, deferred.ErrMoved) {
+		err := e.advance(func(s deferred.Status) deferred.Status { return s.Spool(time.Now()) })
+		if err != nil && !errors.Is(err, deferred.ErrMoved) {
 			return nil, err
 		}
 	}
@@ -267,16 +301,19 @@ func (e *execution) collect(ctx context.Context, rows driver.Rows, spool bool) (
 // grow shows the segments that are stored while the statement still runs, at
 // most once a second. It is a courtesy: what fails here shows elsewhere.
 func (e *execution) grow(r *deferred.Result) {
-	if time.Since(e.grown) < time.Second || e.join() != nil {
+	if time.Since(e.grown) < time.Second {
 		return
 	}
 	e.grown = time.Now()
-	e.advance(e.status.Grow(r, time.Now()))
+	e.advance(func(s deferred.Status) deferred.Status { return s.Grow(r, time.Now()) })
 }
 
 // failed settles an attempt whose statement failed. Safe says that it provably
 // had no effect unless the engine says that it was done.
 func (e *execution) failed(cause error, safe bool) error {
+	if err := e.join(); err != nil {
+		return err
+	}
 	now := time.Now()
 	f := e.b.Classify(cause)
 	own := athena.AsError(dispatch.Normalize(e.b, cause))
@@ -309,7 +346,7 @@ func (e *execution) failed(cause error, safe bool) error {
 // for in the meantime: what happened is what is told.
 func (e *execution) settle(next func(deferred.Status) deferred.Status) error {
 	for range 5 {
-		err := e.advance(next(e.status))
+		err := e.advance(next)
 		if !errors.Is(err, deferred.ErrMoved) {
 			return err
 		}

@@ -28,6 +28,7 @@ type run struct {
 	id      string
 	job     *deferred.Job
 	status  deferred.Status
+	fresh   bool // the message was not delivered before
 	started time.Time
 	ctx     context.Context // ends with the run, and with a cancellation
 	cancel  context.CancelCauseFunc
@@ -88,7 +89,8 @@ func (r *run) load() error {
 	if err != nil {
 		return err
 	}
-	if job, ok := deferred.DecodeJob(r.msg.Data()); ok && meta.NumDelivered == 1 {
+	r.fresh = meta.NumDelivered == 1
+	if job, ok := deferred.DecodeJob(r.msg.Data()); ok && r.fresh {
 		r.job = job
 		return nil
 	}
@@ -144,8 +146,9 @@ func (r *run) end(state deferred.State) error {
 	return r.advance(next)
 }
 
-func (r *run) advance(next deferred.Status) error {
-	st, err := r.w.Store.Advance(r.store(), r.job, r.status, next)
+// advance takes the job through steps and keeps the last as its status.
+func (r *run) advance(steps ...deferred.Status) error {
+	st, err := r.w.Store.Advance(r.store(), r.job, r.status, steps...)
 	if err != nil {
 		return err
 	}
