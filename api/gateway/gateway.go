@@ -30,7 +30,7 @@ type Jobs interface {
 	Events(ctx context.Context, j *deferred.Job, after uint64) iter.Seq2[deferred.Status, error]
 	List(ctx context.Context, f deferred.Filter, before uint64, limit int, frozen func(client string) bool) ([]deferred.Entry, uint64, error)
 	Queued(ctx context.Context, c *athena.Client) (int, error)
-	Advance(ctx context.Context, j *deferred.Job, from, to deferred.Status) (deferred.Status, error)
+	Advance(ctx context.Context, j *deferred.Job, from deferred.Status, steps ...deferred.Status) (deferred.Status, error)
 	Cancel(ctx context.Context, j *deferred.Job, now time.Time) (deferred.Status, error)
 	Requeue(ctx context.Context, j *deferred.Job, st deferred.Status, now time.Time) (deferred.Status, error)
 	Forget(ctx context.Context, j *deferred.Job, st deferred.State) error
