@@ -102,12 +102,18 @@ func (w *Worker) Run(ctx context.Context) error {
 	}
 	defer sub.Unsubscribe()
 
+	// serve ends with the last run, so the grace begins when ctx is done.
+	defer context.AfterFunc(ctx, func() {
+		select {
+		case <-time.After(w.Grace):
+			stop(errStopping)
+		case <-work.Done():
+		}
+	})()
 	var beats sync.WaitGroup
 	beats.Go(func() { w.beat(work) })
 	w.serve(ctx, work)
 
-	timer := time.AfterFunc(w.Grace, func() { stop(errStopping) })
-	defer timer.Stop()
 	w.room.Acquire(context.Background(), int64(w.Concurrency)) // all runs have ended
 	stop(nil)
 	beats.Wait()
