@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -33,6 +34,7 @@ import (
 	"github.com/athena-pipelines/athena/pkg/driver"
 	"github.com/athena-pipelines/athena/pkg/driver/postgres"
 	"github.com/athena-pipelines/athena/pkg/ops"
+	"github.com/athena-pipelines/athena/pkg/remote"
 	"github.com/athena-pipelines/athena/pkg/resolver"
 	"github.com/athena-pipelines/athena/pkg/secret"
 	"github.com/athena-pipelines/athena/pkg/telemetry"
@@ -198,9 +200,11 @@ func (a *app) worker() func(context.Context) error {
 }
 
 // serves reports whether this process's worker may run a client's jobs, by its
-// settings, and can: it has the driver and the secrets.
+// settings, and can: it has the driver and the secrets. That secrets were there
+// is remembered for each revision, since to open a sealed one takes a while.
 func (a *app) serves() func(*athena.Client) bool {
 	only := a.cfg.Worker
+	var had sync.Map // by name, the revision
 	return func(c *athena.Client) bool {
 		switch _, known := a.drivers[c.Engine()]; {
 		case !known,
@@ -208,7 +212,13 @@ func (a *app) serves() func(*athena.Client) bool {
 			len(only.Engines) > 0 && !slices.Contains(only.Engines, string(c.Engine())):
 			return false
 		}
+		if rev, ok := had.Load(c.Name); ok && rev == c.Revision {
+			return true
+		}
 		_, err := c.Connection.MapSecrets(a.keyring.Open)
+		if err == nil {
+			had.Store(c.Name, c.Revision)
+		}
 		return err == nil
 	}
 }
@@ -255,6 +265,7 @@ func (a *app) handler() (http.Handler, error) {
 		Families: []api.Family{
 			gateway.New(gateway.Config{
 				Dispatcher: road, Drivers: a.drivers, Jobs: a.store, Cursors: a.keyring, Webhooks: a.guard(),
+				Remote: forwarding{&remote.Caller{Conn: a.broker.conn}},
 				Bounds: deferred.Bounds{Deadline: d.DefaultDeadline.Std(), MaxDeadline: d.MaxDeadline.Std(), ResultTTL: d.ResultTTL.Std()},
 			}),
 			schema.New(road),
@@ -267,6 +278,7 @@ func (a *app) handler() (http.Handler, error) {
 		Keys: verify, Rates: rates,
 		Bounds:         middleware.Bounds{MaxBody: int64(a.cfg.Limits.BodyBytes)},
 		TrustedProxies: prefixes(a.cfg.TrustedProxies),
+		Tracing:        a.tracing,
 		Log:            a.log,
 	})
 }

@@ -242,12 +242,33 @@ func TestAWorkerElsewhere(t *testing.T) {
 	if got := call(t, env, "", "deferred", "result", id, "--wait", "1s"); got.exit != exitPending {
 		t.Fatalf("without a worker: exit %d\n%s", got.exit, got.stderr)
 	}
+	if got := call(t, env, "", "query", "-c", "far", "select 1"); got.exit != exitUnavailable {
+		t.Errorf("a query now, without a worker: exit %d\n%s", got.exit, got.stderr)
+	}
 	w := spawn(t, true, []string{"FAR_DSN=" + r.PostgresDSN}, "worker", "--nats", r.NATSURL, "--clients", "far", "--id", "far-worker", "--data", t.TempDir())
 	if got := ok(t, env, "deferred", "result", id, "--wait", "30s", "--format", "ndjson"); got != `{"n":800}`+"\n" {
 		t.Errorf("result = %q", got)
 	}
 	if got := ok(t, env, "deferred", "get", id); !strings.Contains(got, "far-worker") {
 		t.Errorf("job = %s", got)
+	}
+	// Synchronous queries are forwarded to it, a write that looks like a read too.
+	if err := until(t.Context(), 10*time.Second, func() (bool, error) {
+		return call(t, env, "", "query", "-c", "far", "select 1").exit == exitOK, nil
+	}); err != nil {
+		t.Errorf("queries are not forwarded: %v", err)
+	}
+	if got := ok(t, env, "query", "-c", "far", "--format", "ndjson", "select count(*) as n from products"); got != `{"n":240}`+"\n" {
+		t.Errorf("forwarded = %q", got)
+	}
+	ok(t, env, "query", "-c", "far", "create table far_effects (n int)")
+	ok(t, env, "query", "-c", "far", "create function far_effect() returns int language sql as 'insert into far_effects values (1) returning n'")
+	ok(t, env, "query", "-c", "far", "select far_effect()")
+	if got := ok(t, env, "query", "-c", "shop", "--format", "ndjson", "select count(*) as n from far_effects"); got != `{"n":1}`+"\n" {
+		t.Errorf("effects = %q", got)
+	}
+	if got := call(t, env, "", "query", "-c", "far", "selec 1"); got.exit != exitRefused || !strings.Contains(got.stderr, "42601") {
+		t.Errorf("a refused statement: exit %d\n%s", got.exit, got.stderr)
 	}
 	if err := w.stop(); err != nil {
 		t.Error(err)

@@ -87,6 +87,7 @@ Start with "athena demo" to see it work, or with "athena dev" to have it here.`,
 		p.clientCommand(), p.keyCommand(), p.auditCommand(), p.deadCommand(),
 		p.serveCommand(), p.workerCommand(), p.devCommand(), p.demoCommand(), p.doctorCommand(), p.versionCommand(),
 		&cobra.Command{Use: "exit-codes", Short: "What the exit codes mean", Long: exitHelp()},
+		&cobra.Command{Use: "settings", Short: "All settings of serve and worker", Long: settingsHelp()},
 		&cobra.Command{Use: "environment", Short: "Environment variables and the profile file", Long: environmentHelp},
 	)
 	root.InitDefaultCompletionCmd(root.Name())
@@ -161,7 +162,7 @@ func notes(e *athena.Error) []string {
 func (p *program) tellJSON(err error) {
 	e := athena.AsError(err)
 	message := e.Message
-	if e.Code == athena.CodeInternal && !errors.As(err, new(*athena.Error)) {
+	if !errors.As(err, new(*athena.Error)) && !errors.Is(err, context.Canceled) {
 		message = err.Error() // of this program: there is no log to look it up in
 	}
 	code := string(e.Code)

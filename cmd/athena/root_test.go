@@ -28,6 +28,7 @@ func TestUsage(t *testing.T) {
 		"help of a group lists its commands":     {[]string{"deferred"}, nil, exitOK, "watch", ""},
 		"help has examples":                      {[]string{"query", "--help"}, nil, exitOK, "Examples:\n  athena query --client shop", ""},
 		"exit codes are a help topic":            {[]string{"help", "exit-codes"}, nil, exitOK, "indeterminate", ""},
+		"settings are a help topic":              {[]string{"help", "settings"}, nil, exitOK, "nats.embedded.sync", ""},
 		"the environment is a help topic":        {[]string{"help", "environment"}, nil, exitOK, "profiles.yaml", ""},
 		"the version says what is in it":         {[]string{"version"}, nil, exitOK, "postgres", ""},
 		"an unknown command":                     {[]string{"frobnicate"}, nil, exitUsage, "", "unknown command"},

@@ -92,6 +92,25 @@ func (s *settings) credentials() error {
 	return nil
 }
 
+// settingsHelp lists the settings as the configuration has them.
+func settingsHelp() string {
+	var b strings.Builder
+	b.WriteString(`Settings come from a YAML file (--config or ATHENA_CONFIG), over it the environment,
+and over that --set and the other flags. The key a.b is the variable ATHENA_A_B.
+
+`)
+	for _, k := range config.Describe() {
+		fmt.Fprintf(&b, "  %s\n      %s\n", k.Path, k.Doc)
+		if k.Allowed != "" {
+			fmt.Fprintf(&b, "      %s\n", k.Allowed)
+		}
+		if k.Default != "" {
+			fmt.Fprintf(&b, "      default %s\n", k.Default)
+		}
+	}
+	return b.String()
+}
+
 func (p *program) serveCommand() *cobra.Command {
 	s := &settings{}
 	var alone bool

@@ -55,5 +55,5 @@ func (p *program) work(ctx context.Context, cfg *config.Settings) error {
 		return err
 	}
 	defer a.close()
-	return a.run(ctx, a.worker())
+	return a.run(ctx, a.worker(), a.queries())
 }
