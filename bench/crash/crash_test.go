@@ -26,7 +26,7 @@ import (
 )
 
 var (
-	points = flag.Int("points", 10, "how many times a process is killed")
+	points = flag.Int("points", 6, "how many times a process is killed")
 	seed   = flag.Uint64("seed", 1, "what the kills are chosen by")
 )
 
