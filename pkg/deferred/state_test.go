@@ -19,7 +19,6 @@ type jobModel struct {
 	tracked bool // the engine can tell outcomes
 	effects int  // how often the write was applied
 	open    bool // a transaction is open, its token stored
-	sent    bool // an unsafe statement was sent and may have had its effect
 	asked   bool // somebody asked for the cancellation
 	runs    int
 }
