@@ -141,17 +141,6 @@ func busOf(cfg *config.Settings) string {
 	return "embedded"
 }
 
-// each takes joined errors apart.
-func each(err error) []error {
-	if joined, ok := err.(interface{ Unwrap() []error }); ok {
-		return joined.Unwrap()
-	}
-	if err == nil {
-		return nil
-	}
-	return []error{err}
-}
-
 func (d *doctor) openFiles() {
 	const enough = 4096
 	switch n, known := openFilesLimit(); {

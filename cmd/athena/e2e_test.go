@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/rand"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -274,6 +275,70 @@ func TestAWorkerElsewhere(t *testing.T) {
 		t.Error(err)
 	}
 	ok(t, env, "client", "delete", "far")
+}
+
+func TestASecondServerOnTheSameBus(t *testing.T) {
+	t.Parallel()
+	r := dev(t)
+	p := spawn(t, true, nil, "serve", "--json", "--no-worker", "--nats", r.NATSURL, "--data", t.TempDir(), "--listen", "127.0.0.1:0")
+	var ready struct{ URL string }
+	if err := p.line(&ready); err != nil {
+		t.Fatal(err)
+	}
+	second := r
+	second.URL = ready.URL
+	ok(t, at(second), "query", "select 1")
+	// What one accepts, the other knows.
+	id := strings.TrimSpace(ok(t, at(second), "query", "--defer", "select 6 as n"))
+	if got := ok(t, at(r), "deferred", "result", id, "--wait", "20s", "--format", "ndjson"); got != `{"n":6}`+"\n" {
+		t.Errorf("result = %q", got)
+	}
+	if err := p.stop(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestALargeResultThroughTheSDK(t *testing.T) {
+	t.Parallel()
+	r := dev(t)
+	api, err := sdk.New(r.URL, r.AdminKey, sdk.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer api.Close()
+	const n = 200_000
+	q := sdk.Request{Query: fmt.Sprintf("select g, repeat('x', 80) as pad from generate_series(1, %d) g", n), IdempotencyKey: "large-" + rand.Text()}
+	job, err := api.Client("shop").Defer(t.Context(), q)
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := job.Wait(t.Context())
+	if err != nil || info.State != sdk.Succeeded || info.Result == nil || info.Result.Segments < 2 {
+		t.Fatalf("%+v, %v", info, err)
+	}
+	sum := func(rows *sdk.Rows, err error) (count, total int) {
+		for row, err := range sdk.All[struct{ G int }](rows, err) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			count, total = count+1, total+row.G
+		}
+		return count, total
+	}
+	if count, total := sum(job.Result(t.Context())); count != n || total != n*(n+1)/2 {
+		t.Errorf("%d rows with sum %d", count, total)
+	}
+	// The same submit again is the same job, whose rows come at once.
+	rows, again, err := api.Client("shop").DeferWait(t.Context(), q, 20*time.Second)
+	if again != nil {
+		t.Fatalf("job %s, %v", again.ID, err)
+	}
+	if count, total := sum(rows, err); count != n || total != n*(n+1)/2 {
+		t.Errorf("waited for: %d rows with sum %d", count, total)
+	}
+	if err := job.Forget(t.Context()); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestDevKeepsItsDataAndStopsWhole(t *testing.T) {

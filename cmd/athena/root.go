@@ -120,12 +120,32 @@ func must(err error) {
 	}
 }
 
-// tell writes an error to stderr.
+// tell writes an error to stderr, or each of several.
 func (p *program) tell(err error) {
-	if p.asJSON {
-		p.tellJSON(err)
-		return
+	for _, e := range each(err) {
+		if p.asJSON {
+			p.tellJSON(e)
+		} else {
+			p.tellPeople(e)
+		}
 	}
+	if !p.asJSON && errors.As(err, new(usage)) {
+		fmt.Fprintln(p.stderr, `Run it with --help to see how it is used.`)
+	}
+}
+
+// each takes joined errors apart.
+func each(err error) []error {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		return joined.Unwrap()
+	}
+	if err == nil {
+		return nil
+	}
+	return []error{err}
+}
+
+func (p *program) tellPeople(err error) {
 	var own *athena.Error
 	var out outcome
 	text := err.Error()
@@ -141,10 +161,6 @@ func (p *program) tell(err error) {
 		text = "interrupted"
 	}
 	fmt.Fprintln(p.stderr, p.paint(p.stderr, red, "athena:"), text)
-	var u usage
-	if errors.As(err, &u) {
-		fmt.Fprintln(p.stderr, `Run it with --help to see how it is used.`)
-	}
 }
 
 // notes are the facts about an error that its message leaves out.

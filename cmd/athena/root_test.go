@@ -46,6 +46,7 @@ func TestUsage(t *testing.T) {
 		"a key without rights":                   {[]string{"key", "create"}, nil, exitUsage, "", "--right"},
 		"a worker without a bus":                 {[]string{"worker"}, nil, exitUsage, "", "--nats"},
 		"a setting that is none":                 {[]string{"serve", "--set", "a.b=c"}, nil, exitUsage, "", "unknown key"},
+		"every setting that is wrong":            {[]string{"serve", "--set", "listen=x", "--set", "nats.replicas=2"}, nil, exitUsage, "", "replicas"},
 		"a setting without a value":              {[]string{"serve", "--set", "listen"}, nil, exitUsage, "", "KEY=VALUE"},
 		"auth off in the open":                   {[]string{"serve", "--auth", "off", "--listen", "0.0.0.0:0"}, nil, exitUsage, "", "127.0.0.1"},
 		"a burst out of range":                   {[]string{"demo", "--burst", "0"}, nil, exitUsage, "", "--burst"},
