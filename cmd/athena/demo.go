@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
+	"github.com/athena-pipelines/athena/pkg/athena"
 	"github.com/athena-pipelines/athena/pkg/auth"
 	"github.com/athena-pipelines/athena/pkg/localpg"
 	"github.com/athena-pipelines/athena/pkg/sdk"
@@ -141,7 +142,10 @@ func (d *demo) start(ctx context.Context) (err error) {
 		return err
 	}
 	d.tell.fact("the server (process %d: API and broker, no worker) answers after %s", d.server.cmd.Process.Pid, since(begin))
-	if _, err := d.api.Admin().PutClient(ctx, shopClient(d.dsn), sdk.Absent); err != nil {
+	shop := shopClient(d.dsn)
+	shop.Limits.MaxRunning = 32
+	shop.Connection = athena.PostgresConn{DSN: athena.NewSecret("file:" + d.dsn), MaxConns: 40}
+	if _, err := d.api.Admin().PutClient(ctx, shop, sdk.Absent); err != nil {
 		return err
 	}
 	d.shop = d.api.Client("shop")
