@@ -152,7 +152,7 @@ func Default(getenv func(string) string) *Settings {
 			MaxDeadline:     athena.Duration(168 * time.Hour),
 			ResultTTL:       athena.Duration(24 * time.Hour),
 			InlineBytes:     64 << 10,
-			SegmentBytes:    8 << 20,
+			SegmentBytes:    4 << 20,
 		},
 	}
 }

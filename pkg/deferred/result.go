@@ -19,7 +19,7 @@ import (
 // ResultSizes bound how a result is kept. A zero field stands for its default.
 type ResultSizes struct {
 	Inline  int // bytes of rows that stand in the event; 64 KiB
-	Segment int // bytes of NDJSON in a segment; 8 MiB
+	Segment int // bytes of NDJSON in a segment; 4 MiB
 	Chunk   int // bytes of one message of a segment; 512 KiB
 }
 
@@ -29,7 +29,7 @@ func (s ResultSizes) WithDefaults() ResultSizes {
 		s.Inline = 64 << 10
 	}
 	if s.Segment == 0 {
-		s.Segment = 8 << 20
+		s.Segment = 4 << 20
 	}
 	if s.Chunk == 0 {
 		s.Chunk = 512 << 10
@@ -97,6 +97,9 @@ func (w *ResultWriter) cut(ctx context.Context) error {
 	}
 	n, buf, rows := len(w.result.Segments), w.buf, w.rows
 	w.buf, w.spare, w.rows = w.spare[:0], nil, 0
+	if w.buf == nil { // one that grew by doubling would take twice its size
+		w.buf = make([]byte, 0, w.sizes.Segment+w.sizes.Segment/16)
+	}
 	w.flush = make(chan flushed, 1)
 	go func(done chan<- flushed) {
 		seg, err := w.store.putSegment(ctx, w.job, w.run, n, rows, buf, w.sizes.Chunk, time.Until(w.result.ExpiresAt))

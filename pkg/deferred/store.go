@@ -45,11 +45,11 @@ type Store struct {
 
 // NewStore returns the store of a reconciled bus.
 func NewStore(b *bus.Bus) (*Store, error) {
-	zip, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(2))
+	zip, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1), zstd.WithLowerEncoderMem(true), zstd.WithWindowSize(1<<20))
 	if err != nil {
 		return nil, fmt.Errorf("deferred: zstd: %w", err)
 	}
-	unzip, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(2))
+	unzip, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(2), zstd.WithDecoderLowmem(true))
 	if err != nil {
 		return nil, fmt.Errorf("deferred: zstd: %w", err)
 	}
