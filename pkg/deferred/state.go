@@ -57,7 +57,7 @@ func (s State) Active() bool { return s == Running || s == Spooling || s == Canc
 var follows = map[State][]State{
 	"":         {Running, Cancelled, Expired, Failed, RetryWait},
 	Queued:     {Running, Cancelled, Expired, Failed, RetryWait},
-	RetryWait:  {Running, RetryWait, Cancelled, Expired, Failed, Succeeded, Indeterminate},
+	RetryWait:  {Running, RetryWait, Cancelling, Cancelled, Expired, Failed, Succeeded, Indeterminate},
 	Running:    {Running, Spooling, RetryWait, Cancelling, Succeeded, Failed, TimedOut, Cancelled, Expired, Indeterminate},
 	Spooling:   {Running, Spooling, RetryWait, Cancelling, Succeeded, Failed, TimedOut, Indeterminate},
 	Cancelling: {Cancelling, Succeeded, Failed, TimedOut, Cancelled, Indeterminate},

@@ -1,6 +1,7 @@
 package deferred
 
 import (
+	"slices"
 	"time"
 
 	"github.com/athena-pipelines/athena/pkg/athena"
@@ -113,10 +114,18 @@ func (s Status) Requeue(until, now time.Time) Status {
 	return next
 }
 
-// Failures counts the attempts at the end of the list that ended in retry_wait
-// with the given code: it is what backoff grows with.
+// Failures counts the attempts at the end of the list, before one that is under
+// way, that ended in retry_wait with the given code: it is what backoff grows
+// with.
 func (s Status) Failures(code athena.Code) (n int) {
-	for i := len(s.Attempts) - 1; i >= 0 && s.Attempts[i].Outcome == string(RetryWait) && s.Attempts[i].Code == code; i-- {
+	past := s.Attempts
+	if a := s.Attempt(); a != nil && a.Ended.IsZero() {
+		past = past[:len(past)-1]
+	}
+	for _, a := range slices.Backward(past) {
+		if a.Outcome != string(RetryWait) || a.Code != code {
+			break
+		}
 		n++
 	}
 	return n

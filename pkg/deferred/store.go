@@ -304,7 +304,7 @@ func (s *Store) Forget(ctx context.Context, j *Job, st State) error {
 	}
 	for stream, filters := range map[string][]string{
 		bus.StreamResults:   {bus.ResultAny(j.Client, j.ID)},
-		bus.StreamJobEvents: {bus.JobEvent(j.Client, j.ID)},
+		bus.StreamJobEvents: {bus.JobEvent(j.Client, j.ID), bus.JobHook(j.Client, j.ID), bus.JobHookWake(j.Client, j.ID), bus.JobHookSchedule(j.Client, j.ID) + ".>"},
 		bus.StreamJobs:      {bus.JobAny(j.Client, j.ID), bus.JobWakeAny(j.Client, j.ID), bus.JobSchedule(j.Client, j.ID)},
 	} {
 		str, err := s.bus.JetStream().Stream(ctx, stream)

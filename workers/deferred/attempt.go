@@ -336,7 +336,7 @@ func (e *execution) failed(cause error, safe bool) error {
 		return e.settle(func(s deferred.Status) deferred.Status { return s.Fail(deferred.TimedOut, own, now) })
 	case lost:
 		return e.retry(own, unreachable)
-	case f.NoEffect && e.status.Failures(own.Code) < 10:
+	case f.NoEffect && !errors.As(cause, new(*athena.Error)) && e.status.Failures(own.Code) < 10:
 		return e.retry(own, contended)
 	}
 	return e.settle(func(s deferred.Status) deferred.Status { return s.Fail(deferred.Failed, own, now) })
