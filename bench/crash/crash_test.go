@@ -138,7 +138,8 @@ func (s *suite) submit(ctx context.Context, n int) {
 			}
 			time.Sleep(30 * time.Millisecond)
 		}
-		time.Sleep(time.Duration(rnd.IntN(25)) * time.Millisecond)
+		// The workers are dead half of the time, and have to keep up.
+		time.Sleep(time.Duration(50+rnd.IntN(150)) * time.Millisecond)
 	}
 }
 
@@ -171,6 +172,10 @@ func (s *suite) kill(ctx context.Context, p *rig.Process, rnd *rand.Rand) {
 		case <-ctx.Done():
 			return
 		}
+		if !p.Killed() { // it could not start while the broker was away
+			time.Sleep(200 * time.Millisecond)
+			continue
+		}
 		s.mu.Lock()
 		s.by[point]++
 		accepted := len(s.jobs)
@@ -200,11 +205,14 @@ func (s *suite) verify(ctx context.Context) {
 	if err := s.rig.Ready(ctx); err != nil {
 		s.t.Fatalf("the server after the last kill: %v\n%s", err, s.rig.Logs())
 	}
-	err := rig.Until(ctx, 3*time.Minute, func() bool {
+	err := rig.Until(ctx, 5*time.Minute, func() bool {
 		open := 0
 		for id, j := range s.jobs {
 			if j.state != "" {
 				continue
+			}
+			if open == 50 { // look at the others when these have ended
+				return false
 			}
 			status, reply, err := s.rig.Call(http.MethodGet, "/gateway/deferred/"+id, "", nil)
 			switch {

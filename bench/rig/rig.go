@@ -21,6 +21,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/athena-pipelines/athena/pkg/localpg"
@@ -298,6 +299,18 @@ func (p *Process) Done() <-chan struct{} {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.done
+}
+
+// Killed reports whether the process that was started last has ended, by
+// SIGKILL.
+func (p *Process) Killed() bool {
+	select {
+	case <-p.Done():
+		status, ok := p.cmd.ProcessState.Sys().(syscall.WaitStatus)
+		return ok && status.Signaled() && status.Signal() == syscall.SIGKILL
+	default:
+		return false
+	}
 }
 
 // Kill ends the process with SIGKILL, if it runs, and waits for its end.
