@@ -73,6 +73,9 @@ type Config struct {
 	// Webhooks, if not set, refuses all of them.
 	Webhooks Webhooks
 	Bounds   deferred.Bounds
+	// SyncTimeout bounds a synchronous query, beside its client's own limit;
+	// 60 s by default.
+	SyncTimeout time.Duration
 	// Heartbeat is how often a quiet stream of events shows that it lives;
 	// 15 s by default.
 	Heartbeat time.Duration
@@ -90,6 +93,7 @@ type Family struct {
 // New returns the family.
 func New(cfg Config) *Family {
 	cfg.Bounds = cfg.Bounds.WithDefaults()
+	cfg.SyncTimeout = cmp.Or(cfg.SyncTimeout, time.Minute)
 	cfg.Heartbeat = cmp.Or(cfg.Heartbeat, 15*time.Second)
 	cfg.Glance = cmp.Or(cfg.Glance, 500*time.Millisecond)
 	return &Family{cfg: cfg, queues: newQueues(cfg.Jobs)}

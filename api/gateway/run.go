@@ -86,9 +86,12 @@ func (f *Family) answer(ctx context.Context, c *gin.Context, q *query, call disp
 	if err != nil {
 		return err
 	}
+	if q.Timeout.Std() > f.cfg.SyncTimeout {
+		return athena.Errorf(athena.CodeInvalidRequest, "timeout is %s; a synchronous query may take at most %s; send \"deferred\": true for a longer one", q.Timeout, f.cfg.SyncTimeout).At("timeout")
+	}
 	readsOnly := readsOnly(call.Principal)
 	s := driver.Statement{
-		Text: q.Query, Params: q.Params, Timeout: cmp.Or(q.Timeout, limits.StatementTimeout).Std(),
+		Text: q.Query, Params: q.Params, Timeout: min(cmp.Or(q.Timeout, limits.StatementTimeout).Std(), f.cfg.SyncTimeout),
 		ReadOnly: text.Effect == driver.Read || readsOnly,
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.Timeout+slack)

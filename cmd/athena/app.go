@@ -265,8 +265,9 @@ func (a *app) handler() (http.Handler, error) {
 		Families: []api.Family{
 			gateway.New(gateway.Config{
 				Dispatcher: road, Drivers: a.drivers, Jobs: a.store, Cursors: a.keyring, Webhooks: a.guard(),
-				Remote: forwarding{&remote.Caller{Conn: a.broker.conn}},
-				Bounds: deferred.Bounds{Deadline: d.DefaultDeadline.Std(), MaxDeadline: d.MaxDeadline.Std(), ResultTTL: d.ResultTTL.Std()},
+				SyncTimeout: a.cfg.Limits.SyncTimeout.Std(),
+				Remote:      forwarding{&remote.Caller{Conn: a.broker.conn}},
+				Bounds:      deferred.Bounds{Deadline: d.DefaultDeadline.Std(), MaxDeadline: d.MaxDeadline.Std(), ResultTTL: d.ResultTTL.Std()},
 			}),
 			schema.New(road),
 			admin.New(admin.Config{

@@ -48,9 +48,6 @@ func (s *Settings) check() (problems []error) {
 	if s.Worker.ID != "" && strings.ContainsFunc(s.Worker.ID, func(r rune) bool { return !strings.ContainsRune(idLetters, r) }) || len(s.Worker.ID) > 63 {
 		refuse("worker.id", "is %q; it must be at most 63 letters, digits, _ and -", clip(s.Worker.ID))
 	}
-	if s.Limits.RowLimit > s.Limits.MaxRowLimit {
-		refuse("limits.row_limit", "is %d; it must not be more than limits.max_row_limit, which is %d", s.Limits.RowLimit, s.Limits.MaxRowLimit)
-	}
 	if s.Deferred.DefaultDeadline > s.Deferred.MaxDeadline {
 		refuse("deferred.default_deadline", "is %s; it must not be more than deferred.max_deadline, which is %s", s.Deferred.DefaultDeadline, s.Deferred.MaxDeadline)
 	}

@@ -175,7 +175,6 @@ func TestRefusals(t *testing.T) {
 		"credentials of no cluster":     {file: "nats: {user: a}", field: "nats.user", says: []string{"nats.url"}},
 		"a client name that is none":    {file: "worker: {clients: [Shop]}", field: "worker.clients", says: []string{"Shop"}},
 		"a worker's id with a dot":      {file: "worker: {id: a.b}", field: "worker.id", says: []string{"a.b"}},
-		"a limit above the most":        {file: "limits: {row_limit: 10, max_row_limit: 5}", field: "limits.row_limit", says: []string{"10", "5"}},
 		"a deadline above the most":     {file: "deferred: {default_deadline: 200h}", field: "deferred.default_deadline", says: []string{"200h"}},
 		"an endpoint that is no URL":    {file: "otlp: {endpoint: collector}", field: "otlp.endpoint", says: []string{"4318"}},
 		"a list that holds null":        {file: "worker: {clients: [a, null]}", field: "worker.clients", says: []string{"null"}},

@@ -28,6 +28,7 @@ const envPrefix = "ATHENA_"
 // names the file if Config.File does not.
 var reserved = [...]string{
 	"ATHENA_CONFIG", "ATHENA_URL", "ATHENA_KEY", "ATHENA_PROFILE", "ATHENA_ADMIN_KEY", "ATHENA_SECRET_KEY",
+	"ATHENA_CLIENT", "ATHENA_CONFIG_DIR", "ATHENA_PG_BIN", "ATHENA_CRASHPOINT",
 }
 
 // Config says where the settings come from.

@@ -106,8 +106,6 @@ type Limits struct {
 	HeaderTimeout     athena.Duration `koanf:"header_timeout" min:"100ms" max:"5m" doc:"longest wait for a request's headers"`
 	ShutdownTimeout   athena.Duration `koanf:"shutdown_timeout" min:"1s" max:"10m" doc:"longest wait for work in hand when the process stops"`
 	SyncTimeout       athena.Duration `koanf:"sync_timeout" min:"100ms" max:"1h" doc:"longest synchronous query; longer ones must be deferred"`
-	RowLimit          int             `koanf:"row_limit" min:"1" max:"100000000" doc:"rows of a synchronous answer that asks for no limit"`
-	MaxRowLimit       int             `koanf:"max_row_limit" min:"1" max:"100000000" doc:"most rows that a synchronous answer may ask for"`
 }
 
 // Deferred are the terms of deferred queries.
@@ -144,8 +142,6 @@ func Default(getenv func(string) string) *Settings {
 			HeaderTimeout:   athena.Duration(10 * time.Second),
 			ShutdownTimeout: athena.Duration(20 * time.Second),
 			SyncTimeout:     athena.Duration(time.Minute),
-			RowLimit:        10_000,
-			MaxRowLimit:     1_000_000,
 		},
 		Deferred: Deferred{
 			DefaultDeadline: athena.Duration(24 * time.Hour),
