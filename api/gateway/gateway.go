@@ -34,7 +34,7 @@ type Jobs interface {
 	Cancel(ctx context.Context, j *deferred.Job, now time.Time) (deferred.Status, error)
 	Requeue(ctx context.Context, j *deferred.Job, st deferred.Status, now time.Time) (deferred.Status, error)
 	Forget(ctx context.Context, j *deferred.Job, st deferred.State) error
-	Segment(ctx context.Context, j *deferred.Job, r *deferred.Result, n int) ([]byte, error)
+	Segment(ctx context.Context, j *deferred.Job, r *deferred.Result, n int, buf []byte) ([]byte, error)
 }
 
 var _ Jobs = (*deferred.Store)(nil)

@@ -194,7 +194,7 @@ func (f *Family) segment(c *gin.Context) {
 			With("segments", len(st.Result.Segments)).With("complete", st.Result.Complete))
 		return
 	}
-	ndjson, err := f.fetch(ctx, j, st.Result, n)
+	ndjson, err := f.fetch(ctx, j, st.Result, n, nil)
 	if err != nil {
 		envelope.Fail(c, err)
 		return
@@ -204,8 +204,8 @@ func (f *Family) segment(c *gin.Context) {
 	http.ServeContent(c.Writer, c.Request, "", time.Time{}, bytes.NewReader(ndjson))
 }
 
-func (f *Family) fetch(ctx context.Context, j *deferred.Job, r *deferred.Result, n int) ([]byte, error) {
-	ndjson, err := f.cfg.Jobs.Segment(ctx, j, r, n)
+func (f *Family) fetch(ctx context.Context, j *deferred.Job, r *deferred.Result, n int, buf []byte) ([]byte, error) {
+	ndjson, err := f.cfg.Jobs.Segment(ctx, j, r, n, buf)
 	if athena.CodeOf(err) == athena.CodeNotFound {
 		return nil, expired(j, r)
 	}
@@ -227,12 +227,14 @@ var _ driver.Rows = (*kept)(nil)
 func (f *Family) open(ctx context.Context, j *deferred.Job, r *deferred.Result) *kept {
 	n := 0
 	k := &kept{result: r}
-	k.next = func() ([]byte, error) {
+	var buf []byte // each segment takes the place of the one before it
+	k.next = func() (_ []byte, err error) {
 		if n == len(r.Segments) {
 			return nil, nil
 		}
 		n++
-		return f.fetch(ctx, j, r, n-1)
+		buf, err = f.fetch(ctx, j, r, n-1, buf)
+		return buf, err
 	}
 	if len(r.Segments) == 0 {
 		k.next = func() ([]byte, error) {

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/url"
+	"runtime/debug"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -157,6 +158,11 @@ func (p *program) logger(cfg *config.Settings) (*slog.Logger, error) {
 
 // serve runs a whole server until ctx is done.
 func (p *program) serve(ctx context.Context, cfg *config.Settings) error {
+	if p.getenv("GOGC") == "" {
+		// What lives is small, what passes through is large: results in
+		// segments of megabytes. Half the usual slack holds the memory down.
+		debug.SetGCPercent(50)
+	}
 	log, err := p.logger(cfg)
 	if err != nil {
 		return err

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -20,7 +21,7 @@ import (
 type ResultSizes struct {
 	Inline  int // bytes of rows that stand in the event; 64 KiB
 	Segment int // bytes of NDJSON in a segment; 4 MiB
-	Chunk   int // bytes of one message of a segment; 512 KiB
+	Chunk   int // bytes of one message of a segment; 256 KiB
 }
 
 // WithDefaults returns s with its zero fields filled in.
@@ -32,7 +33,7 @@ func (s ResultSizes) WithDefaults() ResultSizes {
 		s.Segment = 4 << 20
 	}
 	if s.Chunk == 0 {
-		s.Chunk = 512 << 10
+		s.Chunk = 256 << 10
 	}
 	return s
 }
@@ -200,21 +201,24 @@ func stored(err error) error {
 }
 
 // Segment returns a segment's NDJSON, checked against its hash; not_found once
-// the result has expired.
-func (s *Store) Segment(ctx context.Context, j *Job, r *Result, n int) ([]byte, error) {
+// the result has expired. It is written over buf, which may be nil, where it
+// fits.
+func (s *Store) Segment(ctx context.Context, j *Job, r *Result, n int, buf []byte) ([]byte, error) {
 	if n < 0 || n >= len(r.Segments) {
 		return nil, athena.Errorf(athena.CodeNotFound, "the result has no segment %d", n)
 	}
 	seg := r.Segments[n]
-	var packed []byte
+	packed := s.packed.Get().(*bytes.Buffer)
+	defer s.packed.Put(packed)
+	packed.Reset()
 	for c := range seg.Chunks {
 		raw, err := s.bus.LastMsg(ctx, bus.StreamResults, bus.Result(j.Client, j.ID, r.Run, n, c))
 		if err != nil {
 			return nil, lookup(err, j.ID)
 		}
-		packed = append(packed, raw.Data...)
+		packed.Write(raw.Data)
 	}
-	ndjson, err := s.unzip.DecodeAll(packed, make([]byte, 0, seg.Bytes))
+	ndjson, err := s.unzip.DecodeAll(packed.Bytes(), slices.Grow(buf[:0], int(seg.Bytes)))
 	if err != nil {
 		return nil, fmt.Errorf("deferred: segment %d of job %s: %w", n, j.ID, err)
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"iter"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/klauspost/compress/zstd"
@@ -41,6 +42,7 @@ type Store struct {
 	events *bus.Publisher
 	zip    *zstd.Encoder // EncodeAll and DecodeAll alone: safe for concurrent use
 	unzip  *zstd.Decoder
+	packed sync.Pool // of *bytes.Buffer: segments on their way to unzip
 }
 
 // NewStore returns the store of a reconciled bus.
@@ -59,6 +61,7 @@ func NewStore(b *bus.Bus) (*Store, error) {
 		events: bus.NewPublisher(b, bus.StreamJobEvents),
 		zip:    zip,
 		unzip:  unzip,
+		packed: sync.Pool{New: func() any { return new(bytes.Buffer) }},
 	}, nil
 }
 
@@ -302,17 +305,22 @@ func (s *Store) Forget(ctx context.Context, j *Job, st State) error {
 	if !st.Terminal() {
 		return athena.Errorf(athena.CodeConflict, "job %q is %s; cancel it first", j.ID, st).With("state", st)
 	}
-	for stream, filters := range map[string][]string{
-		bus.StreamResults:   {bus.ResultAny(j.Client, j.ID)},
-		bus.StreamJobEvents: {bus.JobEvent(j.Client, j.ID), bus.JobHook(j.Client, j.ID), bus.JobHookWake(j.Client, j.ID), bus.JobHookSchedule(j.Client, j.ID) + ".>"},
-		bus.StreamJobs:      {bus.JobAny(j.Client, j.ID), bus.JobWakeAny(j.Client, j.ID), bus.JobSchedule(j.Client, j.ID)},
+	// The acceptance goes first: without its events it would read as one of a job
+	// that never ran.
+	for _, part := range []struct {
+		stream  string
+		filters []string
+	}{
+		{bus.StreamJobs, []string{bus.JobAny(j.Client, j.ID), bus.JobWakeAny(j.Client, j.ID), bus.JobSchedule(j.Client, j.ID)}},
+		{bus.StreamJobEvents, []string{bus.JobEvent(j.Client, j.ID), bus.JobHook(j.Client, j.ID), bus.JobHookWake(j.Client, j.ID), bus.JobHookSchedule(j.Client, j.ID) + ".>"}},
+		{bus.StreamResults, []string{bus.ResultAny(j.Client, j.ID)}},
 	} {
-		str, err := s.bus.JetStream().Stream(ctx, stream)
-		for i := 0; err == nil && i < len(filters); i++ {
-			err = str.Purge(ctx, jetstream.WithPurgeSubject(filters[i]))
+		str, err := s.bus.JetStream().Stream(ctx, part.stream)
+		for i := 0; err == nil && i < len(part.filters); i++ {
+			err = str.Purge(ctx, jetstream.WithPurgeSubject(part.filters[i]))
 		}
 		if err != nil {
-			return athena.Wrap(athena.CodeBusUnavailable, err, "job %q could not be removed from %s", j.ID, stream).RetryIn(time.Second)
+			return athena.Wrap(athena.CodeBusUnavailable, err, "job %q could not be removed from %s", j.ID, part.stream).RetryIn(time.Second)
 		}
 	}
 	return nil
