@@ -78,6 +78,8 @@ func AfterOutcome(j *Job, s Status, committed, aborted bool) Decision {
 		return Decision{Step: End, State: Succeeded}
 	case s.State == Cancelling && aborted:
 		return Decision{Step: End, State: Cancelled}
+	case s.State == Cancelling: // nobody wants it run again
+		return Decision{Step: End, State: Indeterminate}
 	case aborted, j.Idempotent:
 		return Decision{Step: Start}
 	}

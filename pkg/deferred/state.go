@@ -59,7 +59,7 @@ var follows = map[State][]State{
 	Queued:     {Running, Cancelled, Expired, Failed, RetryWait},
 	RetryWait:  {Running, RetryWait, Cancelling, Cancelled, Expired, Failed, Succeeded, Indeterminate},
 	Running:    {Running, Spooling, RetryWait, Cancelling, Succeeded, Failed, TimedOut, Cancelled, Expired, Indeterminate},
-	Spooling:   {Running, Spooling, RetryWait, Cancelling, Succeeded, Failed, TimedOut, Indeterminate},
+	Spooling:   {Running, Spooling, RetryWait, Cancelling, Succeeded, Failed, TimedOut, Cancelled, Expired, Indeterminate},
 	Cancelling: {Cancelling, Succeeded, Failed, TimedOut, Cancelled, Indeterminate},
 	Succeeded:  {Queued}, Failed: {Queued}, TimedOut: {Queued},
 	Cancelled: {Queued}, Expired: {Queued}, Indeterminate: {Queued},
