@@ -163,16 +163,16 @@ func (t *taker) place(ctx context.Context, atMost time.Duration) *place {
 		ctx, cancel = context.WithTimeout(ctx, atMost)
 		defer cancel()
 	}
-	if t.w.room.Acquire(ctx, 1) != nil {
-		return nil
-	}
 	for {
+		if t.w.room.Acquire(ctx, 1) != nil {
+			return nil
+		}
 		if s := t.slots.take(ctx, t.most()); s != nil {
 			return &place{t, s}
 		}
+		t.w.room.Release(1) // it would be kept from other clients' jobs
 		select {
 		case <-ctx.Done():
-			t.w.room.Release(1)
 			return nil
 		case <-t.freed:
 		case <-time.After(250 * time.Millisecond): // other workers' slots
