@@ -123,6 +123,9 @@ type Status struct {
 	// Unsafe is set while a statement runs that may have an effect of which
 	// nobody can learn: it has no transaction.
 	Unsafe bool `json:"unsafe,omitempty"`
+	// Msg is the sequence of the message under which the last attempt began. Its
+	// worker is lost when that message, and no other, is delivered again.
+	Msg uint64 `json:"msg,omitempty"`
 	// Requeues counts how often the job was asked to run again, and Until is
 	// the deadline that the last requeue gave it.
 	Requeues int       `json:"requeues,omitempty"`

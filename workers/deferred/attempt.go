@@ -104,6 +104,7 @@ func (e *execution) begin() {
 		e.w.Observer.Started(e.client, e.job.Lane, now.Sub(e.job.ReadySince(e.status)))
 	}
 	b := &beginning{to: e.status.Begin(e.w.ID, e.unsafe, now), done: make(chan struct{})}
+	b.to.Msg = e.seq
 	e.n, e.start = b.to.Attempt().N, b
 	from := e.status
 	b.store = func() {

@@ -26,6 +26,7 @@ type run struct {
 	client  *athena.Client // as it was when the message was taken
 	msg     jetstream.Msg
 	id      string
+	seq     uint64 // of the message in its stream
 	job     *deferred.Job
 	status  deferred.Status
 	fresh   bool // the message was not delivered before
@@ -53,12 +54,21 @@ func (r *run) stop() { r.cancel(nil) }
 // acknowledged only after what it stood for is stored (law 4); on any error it
 // is left, to be delivered again.
 func (r *run) do() {
-	if !r.w.enter(r) {
-		return // delivered twice; the run under way will acknowledge
+	meta, err := r.msg.Metadata()
+	if err != nil {
+		r.log().Error("a message without metadata", telemetry.KeyError, err)
+		return
+	}
+	r.seq, r.fresh = meta.Sequence.Stream, meta.NumDelivered == 1
+	if other := r.w.enter(r); other != nil {
+		if other.seq != r.seq { // else delivered twice; the run under way will acknowledge
+			r.msg.NakWithDelay(500 * time.Millisecond)
+		}
+		return
 	}
 	defer r.w.leave(r)
 	crashpoint.Here(crashpoint.JobTaken)
-	err := r.load()
+	err = r.load()
 	if errors.Is(err, errForgotten) {
 		r.msg.Ack()
 		return
@@ -70,6 +80,8 @@ func (r *run) do() {
 	case err == nil:
 		crashpoint.Here(crashpoint.JobSettled)
 		r.msg.Ack()
+	case errors.Is(err, deferred.ErrMoved) && r.elsewhere():
+		// The message is another worker's now: a nak would take it from it.
 	case errors.Is(err, deferred.ErrMoved):
 		r.msg.NakWithDelay(100 * time.Millisecond) // decide anew
 	case athena.CodeOf(err) == athena.CodeClientFrozen:
@@ -85,15 +97,11 @@ var errForgotten = errors.New("the job has been forgotten")
 // load reads the job and where it stands. A first delivery carries the job and
 // has no events, save for a cancellation; the compare-and-set finds that out.
 func (r *run) load() error {
-	meta, err := r.msg.Metadata()
-	if err != nil {
-		return err
-	}
-	r.fresh = meta.NumDelivered == 1
 	if job, ok := deferred.DecodeJob(r.msg.Data()); ok && r.fresh {
 		r.job = job
 		return nil
 	}
+	var err error
 	r.job, r.status, err = r.w.Store.Load(r.ctx, r.client.Name, r.id)
 	if athena.CodeOf(err) == athena.CodeNotFound {
 		return errForgotten
@@ -101,7 +109,19 @@ func (r *run) load() error {
 	return err
 }
 
+// elsewhere reports whether another worker runs the job by now.
+func (r *run) elsewhere() bool {
+	st, err := r.w.Store.Status(r.store(), r.client.Name, r.id)
+	a := st.Attempt()
+	return err != nil || st.State.Active() && a != nil && a.Ended.IsZero() && a.Worker != r.w.ID
+}
+
 func (r *run) decide() deferred.Decision {
+	// A wake-up that comes while the job runs under another message says nothing
+	// of its worker.
+	if s := r.status; s.State.Active() && s.Attempt().Ended.IsZero() && s.Msg != 0 && s.Msg != r.seq {
+		return deferred.Decision{Step: deferred.Drop}
+	}
 	requeue, _ := strconv.ParseUint(r.msg.Headers().Get(deferred.HeaderRequeue), 10, 64)
 	return deferred.Decide(r.job, r.status, requeue, time.Now())
 }

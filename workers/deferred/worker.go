@@ -150,7 +150,8 @@ func (w *Worker) serve(ctx, work context.Context) {
 		}
 		seen := map[string]bool{}
 		for _, c := range clients {
-			if c.Runnable() != nil || !c.Capabilities.Has(athena.DeferredQuery) || !w.Serves(c) {
+			// The jobs of an inactive client are taken too: to be failed.
+			if c.Lifecycle == athena.Frozen || !c.Capabilities.Has(athena.DeferredQuery) || !w.Serves(c) {
 				continue
 			}
 			seen[c.Name] = true
@@ -222,16 +223,16 @@ func (w *Worker) hint(subject string) {
 	}
 }
 
-// enter puts a run into the list of those in hand; false if the job is being
-// run here already.
-func (w *Worker) enter(r *run) bool {
+// enter puts a run into the list of those in hand, or returns the one that runs
+// the job here already.
+func (w *Worker) enter(r *run) *run {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if _, ok := w.active[r.id]; ok {
-		return false
+	if other, ok := w.active[r.id]; ok {
+		return other
 	}
 	w.active[r.id] = r
-	return true
+	return nil
 }
 
 func (w *Worker) leave(r *run) {

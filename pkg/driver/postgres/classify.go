@@ -51,7 +51,7 @@ func (b *Backend) Classify(err error) driver.Failure {
 	case err == nil:
 		return driver.Failure{}
 	case errors.As(err, &own):
-		return driver.Failure{Code: own.Code, Message: own.Message, Details: own.Details, NoEffect: own.Code == athena.CodeInvalidRequest}
+		return driver.Failure{Code: own.Code, Message: own.Message, Details: own.Details}
 	case errors.Is(err, context.Canceled):
 		return driver.Failure{Code: athena.CodeCancelled}
 	case errors.As(err, &connecting):
