@@ -65,7 +65,11 @@ func (b *broker) settle(ctx context.Context, replicas int) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for {
-		err := b.bus.Reconcile(ctx)
+		// Without a leader the servers do not answer at all: a question that was
+		// put too early would use up all the patience.
+		try, cancel := context.WithTimeout(ctx, 10*time.Second)
+		err := b.bus.Reconcile(try)
+		cancel()
 		if err == nil || replicas == 1 {
 			return err
 		}
