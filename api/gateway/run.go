@@ -90,6 +90,9 @@ func (f *Family) answer(ctx context.Context, c *gin.Context, q *query, call disp
 		return athena.Errorf(athena.CodeInvalidRequest, "timeout is %s; a synchronous query may take at most %s; send \"deferred\": true for a longer one", q.Timeout, f.cfg.SyncTimeout).At("timeout")
 	}
 	readsOnly := readsOnly(call.Principal)
+	if readsOnly && text.Effect != driver.Read {
+		return errReadsOnly()
+	}
 	s := driver.Statement{
 		Text: q.Query, Params: q.Params, Timeout: min(cmp.Or(q.Timeout, limits.StatementTimeout).Std(), f.cfg.SyncTimeout),
 		ReadOnly: text.Effect == driver.Read || readsOnly,

@@ -56,7 +56,9 @@ func Topology(cfg Config) []jetstream.StreamConfig {
 	jobs := scheduling(stream(StreamJobs, "Accepted jobs, their wake-ups and schedules", -1, "ath.job.>", "ath.jobsched.>"))
 
 	events := scheduling(stream(StreamJobEvents, "States of jobs and their webhook deliveries", -1, "ath.jobev.>", "ath.jobhook.>", "ath.jobhooksched.>"))
-	events.MaxAge, events.MaxMsgsPerSubject = 7*day, 64
+	// Each event lives as long as its job; the age is for what has no time of
+	// its own.
+	events.MaxAge, events.MaxMsgsPerSubject = 62*day, 64
 
 	dead := stream(StreamDead, "Work that was given up", 256<<20, "ath.dead.>")
 	dead.MaxAge, dead.Discard = 14*day, jetstream.DiscardOld

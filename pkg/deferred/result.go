@@ -66,7 +66,7 @@ type flushed struct {
 // NewResult starts the result of an attempt. Most bounds its bytes.
 func (s *Store) NewResult(j *Job, run int, columns []driver.Column, most int64, sizes ResultSizes) *ResultWriter {
 	w := &ResultWriter{store: s, job: j, run: run, sizes: sizes.WithDefaults(), most: most}
-	w.result = Result{Columns: columns, Run: run, ExpiresAt: time.Now().UTC().Add(j.ResultTTL.Std()).Truncate(time.Second)}
+	w.result = Result{Columns: columns, Run: run}
 	return w
 }
 
@@ -103,7 +103,7 @@ func (w *ResultWriter) cut(ctx context.Context) error {
 	}
 	w.flush = make(chan flushed, 1)
 	go func(done chan<- flushed) {
-		seg, err := w.store.putSegment(ctx, w.job, w.run, n, rows, buf, w.sizes.Chunk, time.Until(w.result.ExpiresAt))
+		seg, err := w.store.putSegment(ctx, w.job, w.run, n, rows, buf, w.sizes.Chunk, w.job.ResultTTL.Std()+w.job.Timeout.Std()+time.Minute)
 		done <- flushed{seg, buf, err}
 	}(w.flush)
 	return nil
@@ -148,6 +148,7 @@ func (w *ResultWriter) Finish(ctx context.Context, affected int64) (*Result, err
 		}
 	}
 	w.result.RowsAffected, w.result.Complete = affected, true
+	w.result.ExpiresAt = time.Now().UTC().Add(w.job.ResultTTL.Std()).Truncate(time.Second)
 	r := w.result
 	return &r, nil
 }
@@ -167,20 +168,34 @@ func array(ndjson []byte) []byte {
 	return append(out, ']')
 }
 
-func (s *Store) putSegment(ctx context.Context, j *Job, run, n int, rows int64, ndjson []byte, chunk int, keep time.Duration) (Segment, error) {
+func (s *Store) putSegment(ctx context.Context, j *Job, run, n int, rows int64, ndjson []byte, chunk int, keep time.Duration) (seg Segment, err error) {
 	sum := sha256.Sum256(ndjson)
-	seg := Segment{N: n, Rows: rows, Bytes: int64(len(ndjson)), SHA256: hex.EncodeToString(sum[:])}
+	seg = Segment{N: n, Rows: rows, Bytes: int64(len(ndjson)), SHA256: hex.EncodeToString(sum[:])}
 	packed := s.zip.EncodeAll(ndjson, make([]byte, 0, len(ndjson)/4))
+	for wait := 250 * time.Millisecond; ; wait *= 2 {
+		// Again is harmless: the last message of a subject counts.
+		if seg.Chunks, err = s.putChunks(ctx, j, run, n, packed, chunk, keep); err == nil || ctx.Err() != nil || wait > 8*time.Second {
+			return seg, err
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+		}
+	}
+}
+
+// putChunks stores a segment's chunks at once and waits for all of them.
+func (s *Store) putChunks(ctx context.Context, j *Job, run, n int, packed []byte, chunk int, keep time.Duration) (chunks int, err error) {
 	var acks []jetstream.PubAckFuture
-	for ; len(packed) > 0; seg.Chunks++ {
+	for ; len(packed) > 0; chunks++ {
 		piece := packed[:min(chunk, len(packed))]
 		packed = packed[len(piece):]
-		msg := nats.NewMsg(bus.Result(j.Client, j.ID, run, n, seg.Chunks))
+		msg := nats.NewMsg(bus.Result(j.Client, j.ID, run, n, chunks))
 		msg.Data = piece
 		msg.Header.Set(jetstream.MsgTTLHeader, bus.TTL(keep))
 		ack, err := s.bus.JetStream().PublishMsgAsync(msg)
 		if err != nil {
-			return seg, stored(err)
+			return chunks, stored(err)
 		}
 		acks = append(acks, ack)
 	}
@@ -188,12 +203,12 @@ func (s *Store) putSegment(ctx context.Context, j *Job, run, n int, rows int64, 
 		select {
 		case <-ack.Ok():
 		case err := <-ack.Err():
-			return seg, stored(err)
+			return chunks, stored(err)
 		case <-ctx.Done():
-			return seg, ctx.Err()
+			return chunks, ctx.Err()
 		}
 	}
-	return seg, nil
+	return chunks, nil
 }
 
 func stored(err error) error {
@@ -204,6 +219,9 @@ func stored(err error) error {
 // the result has expired. It is written over buf, which may be nil, where it
 // fits.
 func (s *Store) Segment(ctx context.Context, j *Job, r *Result, n int, buf []byte) ([]byte, error) {
+	if !r.ExpiresAt.IsZero() && time.Now().After(r.ExpiresAt) {
+		return nil, athena.Errorf(athena.CodeNotFound, "the result of job %q has expired", j.ID)
+	}
 	if n < 0 || n >= len(r.Segments) {
 		return nil, athena.Errorf(athena.CodeNotFound, "the result has no segment %d", n)
 	}

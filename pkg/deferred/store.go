@@ -79,7 +79,7 @@ func (s *Store) Submit(ctx context.Context, j *Job) (accepted *Job, replayed boo
 	}
 	msg := nats.NewMsg(bus.JobSubject(string(j.Lane), string(j.Engine), j.Client, j.ID))
 	msg.Data = body
-	msg.Header.Set(jetstream.MsgTTLHeader, bus.TTL(time.Until(j.KeptUntil())))
+	msg.Header.Set(jetstream.MsgTTLHeader, j.keep())
 	if j.Digest != "" {
 		msg.Header.Set(jetstream.ExpectedLastSubjSeqHeader, "0")
 		msg.Header.Set(jetstream.ExpectedLastSubjSeqSubjHeader, bus.JobAny(j.Client, j.ID))
@@ -188,6 +188,7 @@ func (s *Store) Advance(ctx context.Context, j *Job, from Status, steps ...Statu
 		msg := nats.NewMsg(bus.JobEvent(j.Client, j.ID))
 		msg.Data = body
 		msg.Header.Set(HeaderState, string(to.State))
+		msg.Header.Set(jetstream.MsgTTLHeader, bus.TTL(time.Until(j.KeptUntil())+time.Hour)) // longer than the job
 		msgs = append(msgs, msg)
 	}
 	msgs[0].Header.Set(jetstream.ExpectedLastSubjSeqHeader, strconv.FormatUint(from.Rev, 10))
@@ -230,6 +231,7 @@ func (s *Store) advanceWithHook(ctx context.Context, j *Job, msgs []*nats.Msg) (
 		return 0, fmt.Errorf("deferred: encode hook: %w", err)
 	}
 	hook.Data = raw
+	hook.Header.Set(jetstream.MsgTTLHeader, bus.TTL(7*24*time.Hour)) // given up before
 	last, err := s.events.PublishAtomic(ctx, append(msgs, hook))
 	return last - 1, err
 }
@@ -242,12 +244,14 @@ func (s *Store) Wake(ctx context.Context, j *Job, at time.Time) error {
 	msg := nats.NewMsg(target)
 	if time.Until(at) > 0 {
 		msg = bus.Schedule(bus.JobSchedule(j.Client, j.ID), target, at)
+		msg.Header.Set(jetstream.ScheduleTTLHeader, j.keep())
 	}
 	return s.wake(ctx, j, msg)
 }
 
 func (s *Store) wake(ctx context.Context, j *Job, msg *nats.Msg) error {
 	msg.Data = []byte(j.ID)
+	msg.Header.Set(jetstream.MsgTTLHeader, j.keep())
 	if _, err := s.jobs.Publish(ctx, msg); err != nil {
 		return athena.Wrap(athena.CodeBusUnavailable, err, "the wake-up of job %q could not be stored", j.ID)
 	}
@@ -436,3 +440,6 @@ func MayRead(p *auth.Principal, j *Job) error {
 	}
 	return nil
 }
+
+// keep is the time to live of a message that is of use as long as the job.
+func (j *Job) keep() string { return bus.TTL(time.Until(j.KeptUntil())) }

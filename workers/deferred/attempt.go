@@ -22,6 +22,9 @@ func (r *run) attempt(ctx context.Context, call dispatch.Call, b backend, ask bo
 			return fate, err
 		}
 	}
+	// Beside the server's own timeout: a server that has stopped keeps none.
+	ctx, cancel := context.WithTimeout(ctx, r.job.Timeout.Std()+slack)
+	defer cancel()
 	text := b.Analyze(r.job.Query)
 	tracked, tracks := b.(driver.TrackedQuerier)
 	e := &execution{run: r, call: call, b: b, stmt: driver.Statement{
@@ -31,7 +34,11 @@ func (r *run) attempt(ctx context.Context, call dispatch.Call, b backend, ask bo
 	case text.Effect == driver.Refused:
 		fate := athena.Errorf(athena.CodeInvalidRequest, "%s", text.Reason).At("query")
 		return fate, r.advance(r.status.Fail(deferred.Failed, fate, time.Now()))
-	case text.Effect == driver.Read || r.job.ReadOnly:
+	case r.job.ReadOnly && text.Effect != driver.Read:
+		// A READ ONLY transaction does not hold everything: a function may
+		// reach out of it.
+		return e.refuseWrite()
+	case text.Effect == driver.Read:
 		fate, err = e.read(ctx)
 		if err == nil && errors.Is(fate, driver.ErrWrites) && !r.job.ReadOnly && tracks {
 			return e.write(ctx, tracked)
@@ -68,6 +75,10 @@ func (r *run) ask(ctx context.Context, b backend) (goOn bool, fate, err error) {
 	}
 	return true, nil, nil
 }
+
+// slack is how much longer than the server's own timeout an attempt is waited
+// for.
+const slack = 30 * time.Second
 
 // execution is one attempt under way.
 type execution struct {
@@ -174,6 +185,9 @@ func (e *execution) read(ctx context.Context) (fate, err error) {
 
 // refuseWrite ends a job that must not write and tried to.
 func (e *execution) refuseWrite() (fate, err error) {
+	if e.n == 0 {
+		e.begin()
+	}
 	fate = athena.Errorf(athena.CodeForbidden, "the statement writes, and this key may only read")
 	return fate, e.settle(func(s deferred.Status) deferred.Status { return s.Fail(deferred.Failed, fate, time.Now()) })
 }
@@ -318,7 +332,8 @@ func (e *execution) failed(cause error, safe bool) error {
 	now := time.Now()
 	f := e.b.Classify(cause)
 	own := athena.AsError(dispatch.Normalize(e.b, cause))
-	lost := own.Code == athena.CodeBackendUnavailable
+	// What could not be stored on the bus is as lost as what the backend lost.
+	lost := own.Code == athena.CodeBackendUnavailable || own.Code == athena.CodeBusUnavailable
 	switch why := context.Cause(e.ctx); {
 	case errors.Is(why, errFenced):
 		return deferred.ErrMoved
@@ -329,7 +344,7 @@ func (e *execution) failed(cause error, safe bool) error {
 			return err
 		}
 		return e.w.Store.Wake(e.store(), e.job, now)
-	case why != nil && !safe, lost && !safe:
+	case !safe && (why != nil || lost || errors.Is(cause, context.DeadlineExceeded)):
 		return e.settle(func(s deferred.Status) deferred.Status {
 			return s.Fail(deferred.Indeterminate, athena.Wrap(athena.CodeInternal, cause, "the statement was cut off and cannot be looked up; look at the data before running it again"), now)
 		})

@@ -29,7 +29,9 @@ type run struct {
 	seq     uint64 // of the message in its stream
 	job     *deferred.Job
 	status  deferred.Status
-	fresh   bool // the message was not delivered before
+	loaded  uint64 // the revision of the status when the message was taken
+	wrote   bool   // this run has written a status
+	fresh   bool   // the message was not delivered before
 	started time.Time
 	ctx     context.Context // ends with the run, and with a cancellation
 	cancel  context.CancelCauseFunc
@@ -103,6 +105,7 @@ func (r *run) load() error {
 	}
 	var err error
 	r.job, r.status, err = r.w.Store.Load(r.ctx, r.client.Name, r.id)
+	r.loaded = r.status.Rev
 	if athena.CodeOf(err) == athena.CodeNotFound {
 		return errForgotten
 	}
@@ -172,7 +175,7 @@ func (r *run) advance(steps ...deferred.Status) error {
 	if err != nil {
 		return err
 	}
-	r.status = st
+	r.status, r.wrote = st, true
 	if a := st.Attempt(); !st.State.Active() && a != nil {
 		r.w.Observer.Ended(r.client, st.State, time.Since(r.started))
 	}
@@ -190,7 +193,7 @@ func (r *run) look(ctx context.Context) {
 	case err != nil:
 	case st.State == deferred.Cancelling:
 		r.cancel(errCancelled)
-	case st.Attempt() != nil && st.State.Active() && st.Attempt().Worker != r.w.ID:
+	case st.Rev > r.loaded && st.Attempt() != nil && st.State.Active() && st.Attempt().Worker != r.w.ID:
 		r.cancel(errFenced)
 	}
 }
@@ -212,6 +215,7 @@ type backend interface {
 // transaction of an earlier attempt ended.
 func (r *run) onRoad(ask bool) error {
 	ctx := auth.NewContext(telemetry.WithRequestID(r.ctx, r.job.RequestID), r.job.Principal)
+	ctx = telemetry.Extract(ctx, map[string][]string{telemetry.HeaderTraceparent: {r.job.Traceparent}})
 	var internal error // what must not be taken for the statement's own failure
 	_, err := dispatch.Do(ctx, r.w.Dispatcher, op(r.job), r.job.Client,
 		func(ctx context.Context, call dispatch.Call, b backend) (struct{}, error) {
@@ -224,6 +228,8 @@ func (r *run) onRoad(ask bool) error {
 		return internal
 	case err == nil || r.settled():
 		return nil
+	case r.ctx.Err() != nil: // cut off before the statement: cancelled, or the worker stops
+		return err
 	case code == athena.CodeClientFrozen:
 		return err
 	case code == athena.CodeBackendUnavailable, code == athena.CodeTooManyRequests:
@@ -238,7 +244,7 @@ func (r *run) onRoad(ask bool) error {
 
 // settled reports whether this run has already written what came of the job.
 func (r *run) settled() bool {
-	return r.status.State.Terminal() || r.status.State == deferred.RetryWait
+	return r.wrote && (r.status.State.Terminal() || r.status.State == deferred.RetryWait)
 }
 
 // Backoff of attempts that failed without effect.

@@ -42,18 +42,19 @@ func (t *taker) run(ctx, work context.Context) {
 	defer t.slots.release(context.WithoutCancel(ctx), 0)
 	defer t.runs.Wait()
 
-	for backoff := 250 * time.Millisecond; ; backoff = min(2*backoff, 10*time.Second) {
-		var err error
-		if t.lanes, err = t.w.Store.Lanes(ctx, name, t.most(), ackWait); err == nil {
-			break
-		}
-		if !pause(ctx, backoff) {
-			return
-		}
-		log.Warn("the client's queues cannot be reached", telemetry.KeyError, err)
-	}
 	log.Debug("taking deferred jobs")
+	limit, backoff := 0, 250*time.Millisecond
 	for ctx.Err() == nil {
+		if most := t.most(); limit != most { // at first, and when the owner changes it
+			lanes, err := t.w.Store.Lanes(ctx, name, most, ackWait)
+			if err != nil {
+				log.Warn("the client's queues cannot be reached", telemetry.KeyError, err)
+				pause(ctx, backoff)
+				backoff = min(2*backoff, 10*time.Second)
+				continue
+			}
+			t.lanes, limit = lanes, most
+		}
 		first := t.wait(ctx)
 		if len(first) == 0 {
 			continue
@@ -66,6 +67,15 @@ func (t *taker) run(ctx, work context.Context) {
 // wait blocks until a lane has a message or ctx is done. More than one lane may
 // have given one by then; they are ordered by lane.
 func (t *taker) wait(ctx context.Context) []jetstream.Msg {
+	// What is there already is asked for first: what is on its way to a pull that
+	// is cancelled comes again only after ackWait.
+	for _, lane := range t.lanes {
+		if batch, err := lane.FetchNoWait(1); err == nil {
+			for msg := range batch.Messages() {
+				return []jetstream.Msg{msg}
+			}
+		}
+	}
 	// Short pulls: an idle slot is given back between two of them.
 	const long = 2 * time.Second
 	pull, cancel := context.WithTimeout(ctx, long)

@@ -187,17 +187,29 @@ func (w *Worker) serve(ctx, work context.Context) {
 func (w *Worker) beat(ctx context.Context) {
 	tick := time.NewTicker(heartbeat)
 	defer tick.Stop()
+	looking := make(chan struct{}, 1) // one round of looks at a time: a slow bus must not delay the beats
 	for {
 		select {
 		case <-ctx.Done():
+			looking <- struct{}{}
 			return
 		case <-tick.C:
 		}
-		for _, r := range w.running() {
+		runs := w.running()
+		for _, r := range runs {
 			r.msg.InProgress()
-			if time.Since(r.started) > heartbeat {
-				r.look(ctx)
-			}
+		}
+		select {
+		case looking <- struct{}{}:
+			go func() {
+				defer func() { <-looking }()
+				for _, r := range runs {
+					if time.Since(r.started) > heartbeat {
+						r.look(ctx)
+					}
+				}
+			}()
+		default:
 		}
 	}
 }
