@@ -416,13 +416,16 @@ func laneConfig(lane Lane, client string, maxRunning int, ackWait time.Duration)
 	}
 }
 
-// Dead puts a job that was given up into the dead letters.
+// Dead puts a job that was given up into the dead letters, without its params,
+// which may hold secrets and be as large as a message.
 func (s *Store) Dead(ctx context.Context, j *Job, st Status) error {
+	bare := *j
+	bare.Params = nil
 	body, err := json.Marshal(struct {
 		Kind   string  `json:"kind"`
 		Job    *Job    `json:"job"`
 		Status *Status `json:"status"`
-	}{"job", j, &st})
+	}{"job", &bare, &st})
 	if err != nil {
 		return fmt.Errorf("deferred: encode dead letter: %w", err)
 	}

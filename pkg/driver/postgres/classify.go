@@ -94,7 +94,7 @@ func classifyServer(err error, e *pgconn.PgError) driver.Failure {
 	if !errors.As(err, &st) {
 		st = &statementError{}
 	}
-	f := driver.Failure{Code: athena.CodeQueryFailed, Message: e.Message, Details: details(e)}
+	f := driver.Failure{Code: athena.CodeQueryFailed, Message: clip(e.Message), Details: details(e)}
 	switch code := e.Code; {
 	case code == uniqueViolation, code == exclusionViolation:
 		f.Code = athena.CodeConflict
@@ -121,7 +121,7 @@ func details(e *pgconn.PgError) map[string]any {
 		{"column", e.ColumnName}, {"type", e.DataTypeName}, {"constraint", e.ConstraintName},
 	} {
 		if part.value != "" {
-			d[part.key] = part.value
+			d[part.key] = clip(part.value)
 		}
 	}
 	if e.Position > 0 {
@@ -149,4 +149,14 @@ func misfit(e *pgconn.PgError) (int, bool) {
 	}
 	n, err := strconv.Atoi(m[1])
 	return n - 1, err == nil && n > 0
+}
+
+// clip bounds a message of the database, which a RAISE may make as long as it
+// likes.
+func clip(message string) string {
+	const most = 4 << 10
+	if len(message) <= most {
+		return message
+	}
+	return strings.ToValidUTF8(message[:most], "") + "…"
 }
