@@ -130,17 +130,17 @@ func Fail(c *gin.Context, err error) {
 	if details == nil {
 		details = map[string]any{}
 	}
-	kind, shape := TypeJSON, any(Error{"error", e.Message, e.Message, e.Code, id, e.Code.Retryable(), details})
+	kind, shape := TypeJSON, any(Error{"error", e.Message, e.Message, e.Code, id, e.Retryable(), details})
 	if wantsProblem(c.Request.Header) {
 		kind, shape = TypeProblem, Problem{
 			Type: "/docs#error-" + string(e.Code), Title: Title(e.Code), Status: status, Detail: e.Message,
-			Instance: "urn:request:" + id, Code: e.Code, RequestID: id, Retryable: e.Code.Retryable(), Details: details,
+			Instance: "urn:request:" + id, Code: e.Code, RequestID: id, Retryable: e.Retryable(), Details: details,
 		}
 	}
 	c.Header("Vary", "Accept")
 	body, encodeErr := Encode(shape)
 	if encodeErr != nil { // details that are not JSON: say the rest
-		body, _ = Encode(Error{"error", e.Message, e.Message, e.Code, id, e.Code.Retryable(), map[string]any{}})
+		body, _ = Encode(Error{"error", e.Message, e.Message, e.Code, id, e.Retryable(), map[string]any{}})
 		kind = TypeJSON
 	}
 	c.Data(status, kind, body)

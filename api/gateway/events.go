@@ -133,7 +133,7 @@ func (s *stream) fail(err error) {
 	e := athena.AsError(err)
 	s.event("error", "", envelope.Error{
 		Status: "error", Message: e.Message, Error: e.Message, Code: e.Code,
-		RequestID: telemetry.RequestID(s.c.Request.Context()), Retryable: e.Code.Retryable(), Details: map[string]any{},
+		RequestID: telemetry.RequestID(s.c.Request.Context()), Retryable: e.Retryable(), Details: map[string]any{},
 	})
 }
 

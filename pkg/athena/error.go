@@ -83,6 +83,16 @@ func Wrap(code Code, cause error, format string, args ...any) *Error {
 	return &Error{Code: code, Message: fmt.Sprintf(format, args...), cause: cause}
 }
 
+// EffectUnknown is the value of the detail "effect" of an error after which the
+// request may have had its effect or not.
+const EffectUnknown = "unknown"
+
+// Retryable reports whether the same request may be sent again: its code allows
+// it, and nothing says that it may have had its effect already.
+func (e *Error) Retryable() bool {
+	return e.Code.Retryable() && e.Details["effect"] != EffectUnknown
+}
+
 // Error gives the code and the caller's message; the cause is left to Unwrap,
 // so that an Error that is printed by mistake shows no backend text.
 func (e *Error) Error() string { return string(e.Code) + ": " + e.Message }

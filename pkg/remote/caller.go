@@ -34,7 +34,7 @@ const tries = 3
 // backend.
 //
 // Errors are those of the road, and backend_unavailable if no worker serves the
-// client or if the worker was lost. If the detail "effect" is EffectUnknown the
+// client or if the worker was lost. If the detail "effect" is athena.EffectUnknown the
 // statement may have run; it is never sent a second time.
 func (c *Caller) Query(ctx context.Context, client string, req Request) (driver.Rows, error) {
 	req.Client = client

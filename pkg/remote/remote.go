@@ -135,10 +135,6 @@ func (f *failure) err() error {
 	return e
 }
 
-// EffectUnknown is the value of an error's detail "effect" where a statement
-// that may write was started and nobody can tell how it ended.
-const EffectUnknown = "unknown"
-
 // lost is the error of a statement that was started and of which no more was
 // heard (law 1).
 func lost(readOnly bool, cause error) error {
@@ -146,7 +142,7 @@ func lost(readOnly bool, cause error) error {
 		return athena.Wrap(athena.CodeBackendUnavailable, cause, "the worker that ran the query was lost; the query only reads and may be sent again")
 	}
 	return athena.Wrap(athena.CodeBackendUnavailable, cause, "the worker that ran the statement was lost; the statement may have run, so look at its effect before you send it again").
-		With("effect", EffectUnknown)
+		With("effect", athena.EffectUnknown)
 }
 
 // A RowSink takes the answer to a request. Its methods are called by one

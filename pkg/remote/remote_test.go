@@ -469,7 +469,7 @@ func TestALostWorkerIsToldAndNothingSentAgain(t *testing.T) {
 			if e == nil || e.Code != athena.CodeBackendUnavailable {
 				t.Fatalf("got %v", e)
 			}
-			if unknown := e.Details["effect"] == EffectUnknown; unknown == readOnly {
+			if unknown := e.Details["effect"] == athena.EffectUnknown; unknown == readOnly {
 				t.Errorf("read-only %t: %s, %v", readOnly, e.Message, e.Details)
 			}
 			if n := runs.Load(); n != 1 {
@@ -725,7 +725,7 @@ func TestStoppingFinishesWhatItCan(t *testing.T) {
 		t.Errorf("the short one: %v", err)
 	}
 	e := athena.AsError(await(t, results["long"], "the long one"))
-	if e == nil || e.Code != athena.CodeBackendUnavailable || e.Details["effect"] != EffectUnknown {
+	if e == nil || e.Code != athena.CodeBackendUnavailable || e.Details["effect"] != athena.EffectUnknown {
 		t.Errorf("the long one: %+v", e)
 	}
 }
