@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"flag"
 	"log/slog"
 	"os"
 	"strings"
@@ -35,6 +36,7 @@ func TestMain(m *testing.M) {
 	if text := os.Getenv(childVariable); text != "" {
 		os.Exit(beChild(text))
 	}
+	flag.Set("test.parallel", "5") // they wait more than they work; -parallel wins
 	pgtest.Main(m)
 }
 
@@ -346,6 +348,7 @@ func (d *deployment) rows(j *deferred.Job, st deferred.Status) (rows []string) {
 	r := st.Result
 	if r == nil {
 		d.t.Fatalf("no result: %s", show(st))
+		return nil
 	}
 	if len(r.Segments) == 0 {
 		var raws []json.RawMessage
