@@ -220,7 +220,10 @@ func matrix(t *testing.T, engine driver.Driver, dsn string) {
 			ran := false
 			ctx := auth.NewContext(t.Context(), auth.Local())
 			_, err := dispatch.Do(ctx, s.dispatcher, dispatch.Op{Family: "matrix", Right: auth.Admin, Needs: []athena.Capability{c}}, client,
-				func(context.Context, dispatch.Call, driver.Backend) (struct{}, error) { ran = true; return struct{}{}, nil })
+				func(context.Context, dispatch.Call, driver.Backend) (struct{}, error) {
+					ran = true
+					return struct{}{}, nil
+				})
 			cells++
 			switch can := s.supports(e)&athena.Allow(c) != 0; {
 			case can && (err != nil || !ran):
