@@ -21,6 +21,11 @@ func (p *program) auditCommand() *cobra.Command {
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var err error
+			if f.Actor != "" {
+				if f.Actor, err = keyID(f.Actor); err != nil {
+					return err
+				}
+			}
 			if f.Since, err = past("since", since); err != nil {
 				return err
 			}

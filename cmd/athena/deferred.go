@@ -136,7 +136,7 @@ func (p *program) deferredWatch() *cobra.Command {
 		Use:   "watch ID",
 		Short: "Follow a job until it has ended",
 		Long: `Writes each state of a job as it comes, until it has ended. The exit code is that of
-its end: 0 succeeded, 6 failed, 7 indeterminate. Not on a terminal, and with --json,
+its end: 0 succeeded, 7 indeterminate, 6 any other. Not on a terminal, and with --json,
 each state is a line of JSON.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -195,7 +195,7 @@ func (p *program) deferredResult() *cobra.Command {
 			}
 			rows, err := job.Result(cmd.Context())
 			if err != nil {
-				return err
+				return ended(err)
 			}
 			return p.writeRows(rows, format)
 		},

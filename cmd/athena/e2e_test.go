@@ -46,7 +46,7 @@ func TestQueriesOnTheSampleShop(t *testing.T) {
 		"a parameter that misfits":    {[]string{"query", "-p", "abc", "select $1::int"}, exitUsage, ""},
 		"an unknown job":              {[]string{"deferred", "get", "01a20e34-4573-7d31-9946-4af3565f103b"}, exitNotFound, ""},
 		"deferred, and waited for":    {[]string{"query", "--defer", "--wait", "20s", "--format", "ndjson", "select 3 as n"}, exitOK, `{"n":3}` + "\n"},
-		"deferred, and not done yet":  {[]string{"query", "--wait", "1s", "select pg_sleep(4)"}, exitPending, ""},
+		"deferred, and not done yet":  {[]string{"query", "--defer", "--wait", "1s", "select pg_sleep(4)"}, exitPending, ""},
 		"a dry run":                   {[]string{"query", "--dry-run", "--json", "delete from orders"}, exitOK, ""},
 		"tables":                      {[]string{"schema", "tables", "public"}, exitOK, ""},
 		"migrations":                  {[]string{"schema", "migrations"}, exitOK, ""},
@@ -108,6 +108,11 @@ func TestTheLifeOfAJob(t *testing.T) {
 	if got := call(t, env, "", "deferred", "result", long, "--wait", "20s"); got.exit != exitJobFailed || !strings.Contains(got.stderr, "cancelled") {
 		t.Errorf("a cancelled job: exit %d, %s", got.exit, got.stderr)
 	}
+	for _, command := range []string{"result", "watch"} {
+		if got := call(t, env, "", "deferred", command, long); got.exit != exitJobFailed || strings.Contains(got.stderr, "query_failed") {
+			t.Errorf("%s of a cancelled job: exit %d, %s", command, got.exit, got.stderr)
+		}
+	}
 }
 
 func TestClientsAndKeys(t *testing.T) {
@@ -156,7 +161,9 @@ func TestClientsAndKeys(t *testing.T) {
 	if got := ok(t, env, "key", "list"); !strings.Contains(got, "reader") || strings.Contains(got, key.Secret) {
 		t.Errorf("key list = %s", got)
 	}
-	ok(t, env, "key", "revoke", key.ID)
+	if got := ok(t, env, "key", "revoke", key.Secret); strings.TrimSpace(got) != key.ID+" revoked" {
+		t.Errorf("revoke says %q", got)
+	}
 	if err := until(t.Context(), 5*time.Second, func() (bool, error) {
 		return call(t, bound, "", "query", "select 1").exit == exitDenied, nil
 	}); err != nil {

@@ -47,7 +47,7 @@ func exits() []struct {
 		{exitUnavailable, "the server, the bus or the backend cannot be reached, has no room, or took too long; try again"},
 		{exitJobFailed, "the job ended as failed, timed_out, cancelled or expired"},
 		{exitIndeterminate, "the job ended as indeterminate: look at the data before running it again"},
-		{exitConflict, "somebody else was faster, or the idempotency key was used for another request"},
+		{exitConflict, "it cannot be done as things stand: the job has not ended yet, or has ended already; somebody else was faster; or the idempotency key was used for another request"},
 		{exitNotRunnable, "the client is frozen or inactive"},
 		{exitRefused, "the backend refused the statement, or its engine cannot do this"},
 		{exitPending, "time is up, and the job goes on"},
@@ -78,11 +78,20 @@ func (o outcome) Unwrap() error { return o.error }
 
 // jobEnd is the error that fits how a job ended; nil if it succeeded.
 func jobEnd(info *sdk.JobInfo) error {
-	err := info.Err()
-	switch {
-	case err == nil:
-		return nil
-	case info.State == sdk.Indeterminate:
+	return ended(info.Err())
+}
+
+// ended gives an error that tells how a job ended the exit code of that end.
+// Other errors, also of a job that goes on, stay as they are.
+func ended(err error) error {
+	var own *athena.Error
+	if !errors.As(err, &own) {
+		return err
+	}
+	switch state := sdk.State(fmt.Sprint(own.Details["state"])); {
+	case !state.Terminal() || state == sdk.Succeeded:
+		return err
+	case state == sdk.Indeterminate:
 		return outcome{exitIndeterminate, err}
 	}
 	return outcome{exitJobFailed, err}

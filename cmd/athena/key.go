@@ -103,19 +103,35 @@ func (p *program) keyCreate() *cobra.Command {
 
 func (p *program) keyRevoke() *cobra.Command {
 	return &cobra.Command{
-		Use:   "revoke ID",
-		Short: "Make a key invalid, for good",
-		Args:  cobra.ExactArgs(1),
+		Use:               "revoke ID",
+		Short:             "Make a key invalid, for good",
+		Long:              "Makes a key invalid, for good. ID may be written as ath_ID, or be the whole key.",
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: p.completeKey,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			id, err := keyID(args[0])
+			if err != nil {
+				return err
+			}
 			api, err := p.api()
 			if err != nil {
 				return err
 			}
 			defer api.Close()
-			if err := api.Admin().RevokeKey(cmd.Context(), args[0]); err != nil {
+			if err := api.Admin().RevokeKey(cmd.Context(), id); err != nil {
 				return err
 			}
-			return p.say(map[string]string{"revoked": args[0]}, "%s revoked", args[0])
+			return p.say(map[string]string{"revoked": id}, "%s revoked", id)
 		},
 	}
+}
+
+// keyID is the public id in what somebody has of a key: the id, ath_ID, or the
+// whole key, whose secret goes no further. The error quotes nothing of it.
+func keyID(text string) (string, error) {
+	id, _, _ := strings.Cut(strings.TrimPrefix(strings.TrimSpace(text), "ath_"), ".")
+	if len(id) != 16 || strings.Trim(id, "0123456789abcdef") != "" {
+		return "", usagef("this is no key's id, which has 16 hex digits; athena key list shows them")
+	}
+	return id, nil
 }

@@ -201,6 +201,27 @@ func (p *program) completeClient(cmd *cobra.Command, args []string, toComplete s
 	return p.completeClients(cmd, args, toComplete)
 }
 
+// completeKey completes the one argument of a command with the ids of keys.
+func (p *program) completeKey(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	api, err := p.api()
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	defer api.Close()
+	keys, err := api.Admin().Keys(cmd.Context())
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	ids := make([]string, len(keys))
+	for i, k := range keys {
+		ids[i] = k.ID + "\t" + k.Name
+	}
+	return ids, cobra.ShellCompDirectiveNoFileComp
+}
+
 func (p *program) completeProfiles(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 	all, err := loadProfiles(p.profilesPath())
 	if err != nil {

@@ -17,6 +17,9 @@ import (
 // maxStatement bounds a statement that is read from stdin.
 const maxStatement = 16 << 20
 
+// maxWait is how long the server holds a submit for its rows.
+const maxWait = 60 * time.Second
+
 // query is what the flags of `athena query` say.
 type query struct {
 	client, format             string
@@ -38,7 +41,7 @@ func (p *program) queryCommand() *cobra.Command {
 is read from standard input.
 
 With --defer the statement is handed over and its job's id is written; it runs when
-its client can run it. With --wait its rows are written if it is done by then; if
+its client can run it. With --wait as well its rows are written if it is done by then; if
 not, its id is written and the exit code is 11.
 
 A parameter is JSON where it reads as JSON, and text otherwise: 42 is a number,
@@ -118,7 +121,7 @@ func (p *program) query(cmd *cobra.Command, q *query, statement string) error {
 	}
 	rows, job, err := c.DeferWait(ctx, q.request, q.wait)
 	if err != nil {
-		return err
+		return ended(err)
 	}
 	if job == nil {
 		return p.writeRows(rows, format)
@@ -148,9 +151,11 @@ func (q *query) fill(p *program, cmd *cobra.Command, statement string) error {
 	if strings.TrimSpace(statement) == "" {
 		return usagef("the statement is empty")
 	}
-	q.deferred = q.deferred || q.wait > 0
+	if q.wait < 0 || q.wait > maxWait {
+		return usagef("--wait is %s; it must be between 0s and %s", q.wait, maxWait)
+	}
 	if !q.deferred && !q.dryRun {
-		for _, name := range []string{"idempotency-key", "priority", "idempotent", "not-before", "deadline", "webhook", "label", "result-format", "result-ttl"} {
+		for _, name := range []string{"wait", "idempotency-key", "priority", "idempotent", "not-before", "deadline", "webhook", "label", "result-format", "result-ttl"} {
 			if cmd.Flags().Changed(name) {
 				return usagef("--%s goes with --defer", name)
 			}

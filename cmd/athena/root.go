@@ -152,8 +152,9 @@ func (p *program) tellPeople(err error) {
 	switch {
 	case errors.As(err, &own):
 		text = own.Message
-		if own.Details["state"] != nil {
-			text = fmt.Sprintf("the job ended as %v: %s", own.Details["state"], text)
+		// A conflict is the server's own sentence about the job and its state.
+		if state := own.Details["state"]; errors.As(err, &out) && own.Code != athena.CodeConflict && !strings.Contains(text, "ended as") {
+			text = fmt.Sprintf("the job ended as %v: %s", state, text)
 		}
 		text += " (" + strings.Join(notes(own), ", ") + ")"
 	case errors.As(err, &out):

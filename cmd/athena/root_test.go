@@ -39,6 +39,9 @@ func TestUsage(t *testing.T) {
 		"an empty statement":                     {[]string{"query", "-c", "shop", " "}, nil, exitUsage, "", "empty"},
 		"an unknown format":                      {[]string{"query", "-c", "shop", "--format", "xml", "select 1"}, nil, exitUsage, "", "table, json, ndjson, csv"},
 		"a flag of deferred queries without one": {[]string{"query", "-c", "shop", "--priority", "batch", "select 1"}, nil, exitUsage, "", "--defer"},
+		"a wait for no job":                      {[]string{"query", "-c", "shop", "--wait", "1s", "select 1"}, nil, exitUsage, "", "--wait goes with --defer"},
+		"a wait too long":                        {[]string{"query", "-c", "shop", "--defer", "--wait", "61s", "select 1"}, nil, exitUsage, "", "1m0s"},
+		"a key's id that is none":                {[]string{"key", "revoke", "ath_x"}, nil, exitUsage, "", "16 hex digits"},
 		"a deadline that is none":                {[]string{"query", "-c", "shop", "--defer", "--deadline", "soon", "select 1"}, nil, exitUsage, "", "--deadline"},
 		"a label without a value":                {[]string{"query", "-c", "shop", "--defer", "--label", "team", "select 1"}, nil, exitUsage, "", "NAME=VALUE"},
 		"nothing to apply":                       {[]string{"client", "apply"}, nil, exitUsage, "", "-f FILE"},
@@ -87,6 +90,33 @@ func TestEveryCommandExplainsItself(t *testing.T) {
 	root := (&program{stdout: io.Discard, stderr: io.Discard}).root()
 	root.Example = "" // of the whole program, not of a command
 	walk(root, false)
+}
+
+func TestKeyID(t *testing.T) {
+	t.Parallel()
+	const id = "0f3a9c1e5b7d2468"
+	for _, text := range []string{id, "ath_" + id, "ath_" + id + ".c2VjcmV0", "ath_" + id + ".***"} {
+		if got, err := keyID(text); got != id || err != nil {
+			t.Errorf("keyID(%q) = %q, %v", text, got, err)
+		}
+	}
+	for _, text := range []string{"", "ath_", "0f3a", "ath_0F3A9C1E5B7D2468", id + "0", "../" + id[3:]} {
+		if got, err := keyID(text); err == nil {
+			t.Errorf("keyID(%q) = %q", text, got)
+		}
+	}
+}
+
+func TestTheEndOfAJobHasOneExit(t *testing.T) {
+	t.Parallel()
+	for state, want := range map[string]exit{
+		"failed": exitJobFailed, "timed_out": exitJobFailed, "cancelled": exitJobFailed, "expired": exitJobFailed,
+		"indeterminate": exitIndeterminate, "running": exitConflict, "succeeded": exitConflict,
+	} {
+		if got := exitOf(ended(athena.Errorf(athena.CodeConflict, "x").With("state", state))); got != want {
+			t.Errorf("%s exits with %d, want %d", state, got, want)
+		}
+	}
 }
 
 func TestEveryCodeHasAnExit(t *testing.T) {

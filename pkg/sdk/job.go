@@ -110,11 +110,22 @@ func (i *JobInfo) Err() error {
 		return nil
 	}
 	if i.Error == nil {
-		return athena.Errorf(athena.CodeQueryFailed, "job %s ended as %s", i.ID, i.State).With("state", string(i.State))
+		return athena.Errorf(i.State.code(), "job %s ended as %s", i.ID, i.State).With("state", string(i.State))
 	}
 	e := athena.Errorf(i.Error.Code, "%s", i.Error.Message)
 	e.Details = i.Error.Details
 	return e.With("state", string(i.State))
+}
+
+// code is that of an end about which nothing more is known.
+func (s State) code() athena.Code {
+	switch s {
+	case Cancelled:
+		return athena.CodeCancelled
+	case Expired, TimedOut:
+		return athena.CodeTimeout
+	}
+	return athena.CodeQueryFailed
 }
 
 // Job returns the job with the given id. Whether there is one shows in the
