@@ -396,7 +396,7 @@ func TestACancellationRacesTheCommit(t *testing.T) {
 		j := d.submit("shop", "INSERT INTO effects SELECT $1::int FROM pg_sleep(0.005)", func(j *deferred.Job) {
 			j.Params = []json.RawMessage{must(t)(json.Marshal(n))}
 		})
-		time.Sleep(time.Duration(n%12) * 2 * time.Millisecond)
+		time.Sleep(time.Duration(n%15) * 6 * time.Millisecond)
 		if _, err := d.store.Cancel(t.Context(), j, time.Now()); err != nil && athena.CodeOf(err) != athena.CodeConflict {
 			t.Fatal(err)
 		}
@@ -408,6 +408,9 @@ func TestACancellationRacesTheCommit(t *testing.T) {
 		}
 	}
 	t.Logf("ends: %v", seen)
+	if seen[deferred.Succeeded] == 0 || seen[deferred.Cancelled] == 0 {
+		t.Errorf("only one of the two won: %v", seen)
+	}
 }
 
 func must(t testing.TB) func([]byte, error) []byte {
