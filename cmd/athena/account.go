@@ -73,7 +73,7 @@ func (a *account) end(err error) error {
 		return err
 	}
 	if err == nil {
-		fmt.Fprintf(a.stdout, "\n%s\n\nNext: athena dev\n", a.paint(a.stdout, green, fmt.Sprintf("All of it worked, in %.0f seconds.", took.Seconds())))
+		fmt.Fprintf(a.stdout, "\n%s\n\nNext: %s dev\n", a.paint(a.stdout, green, fmt.Sprintf("All of it worked, in %.0f seconds.", took.Seconds())), invocation())
 	}
 	return err
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"io"
 	"strconv"
 	"time"
@@ -14,7 +15,7 @@ func (p *program) deadCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "dead",
 		Short: "See and remove what could not be processed",
-		Example: `  athena dead list --kind webhook
+		Example: `  athena dead list --kind hook
   athena dead delete 42`,
 	}
 	cmd.AddCommand(p.deadList(), p.deadDelete())
@@ -44,6 +45,10 @@ func (p *program) deadList() *cobra.Command {
 				}
 			}
 			return p.show(list, func(w io.Writer) {
+				if len(list) == 0 {
+					fmt.Fprintln(w, "no dead letters")
+					return
+				}
 				lines := make([][]string, len(list))
 				for i, d := range list {
 					lines[i] = []string{strconv.FormatUint(d.Seq, 10), d.At.Local().Format(time.DateTime), d.Kind, d.Owner, clip(dash(d.Reason), 80)}
@@ -52,7 +57,7 @@ func (p *program) deadList() *cobra.Command {
 			})
 		},
 	}
-	cmd.Flags().StringVar(&kind, "kind", "", "only of this kind, such as job or webhook")
+	cmd.Flags().StringVar(&kind, "kind", "", "only of this kind, such as job or hook")
 	cmd.Flags().IntVar(&limit, "limit", 100, "most letters to list")
 	return cmd
 }

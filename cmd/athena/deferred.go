@@ -5,10 +5,12 @@ import (
 	"fmt"
 	"io"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/athena-pipelines/athena/pkg/athena"
 	"github.com/athena-pipelines/athena/pkg/sdk"
 )
 
@@ -59,6 +61,10 @@ func (p *program) deferredList() *cobra.Command {
 				}
 			}
 			return p.show(list, func(w io.Writer) {
+				if len(list) == 0 {
+					fmt.Fprintln(w, "no jobs")
+					return
+				}
 				lines := make([][]string, len(list))
 				for i, info := range list {
 					lines[i] = []string{info.ID, info.Client, p.paint(w, stateColor(info.State), string(info.State)),
@@ -108,14 +114,19 @@ func (p *program) showJob(info *sdk.JobInfo) error {
 		fact("client", info.Client+" ("+string(info.Engine)+")")
 		fact("state", p.paint(w, stateColor(info.State), string(info.State)))
 		fact("submitted", info.SubmittedAt.Local().Format(time.DateTime)+", "+ago(info.SubmittedAt))
+		if info.State.Terminal() && !info.UpdatedAt.IsZero() {
+			fact("ended", info.UpdatedAt.Local().Format(time.DateTime)+", "+ago(info.UpdatedAt))
+		}
 		if !info.NextAt.IsZero() {
 			fact("next try", ago(info.NextAt))
 		}
 		if info.Error != nil {
-			fact("error", info.Error.Message+" ("+string(info.Error.Code)+")")
+			e := athena.Errorf(info.Error.Code, "%s", info.Error.Message)
+			e.Details = info.Error.Details
+			fact("error", e.Message+" ("+strings.Join(notes(e), ", ")+")")
 		}
 		if r := info.Result; r != nil {
-			fact("result", fmt.Sprintf("%s, %d bytes, %s affected", counted(r.Rows, "row"), r.Bytes, counted(r.RowsAffected, "row")))
+			fact("result", fmt.Sprintf("%s, %s, %s affected", counted(r.Rows, "row"), counted(r.Bytes, "byte"), counted(r.RowsAffected, "row")))
 		}
 		if info.ResultLost {
 			fact("result", "lost: the statement was committed, and its rows are gone")
@@ -125,7 +136,8 @@ func (p *program) showJob(info *sdk.JobInfo) error {
 			if !a.Ended.IsZero() {
 				took = a.Ended.Sub(a.Started).Round(time.Millisecond).String()
 			}
-			fact("attempt "+strconv.Itoa(a.N), fmt.Sprintf("%s on %s, %s %s", dash(a.Outcome), a.Worker, took, a.Code))
+			fact("attempt "+strconv.Itoa(a.N), strings.TrimSpace(fmt.Sprintf("%s on %s at %s, %s %s",
+				dash(a.Outcome), a.Worker, a.Started.Local().Format(time.DateTime), took, a.Code)))
 		}
 		fact("query", clip(info.Query, 200))
 	})
@@ -136,8 +148,8 @@ func (p *program) deferredWatch() *cobra.Command {
 		Use:   "watch ID",
 		Short: "Follow a job until it has ended",
 		Long: `Writes each state of a job as it comes, until it has ended. The exit code is that of
-its end: 0 succeeded, 7 indeterminate, 6 any other. Not on a terminal, and with --json,
-each state is a line of JSON.`,
+its end: 0 succeeded, 7 indeterminate, 6 any other. With --json each
+state is a line of JSON.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			api, err := p.api()
@@ -162,11 +174,25 @@ each state is a line of JSON.`,
 }
 
 func (p *program) watched(info *sdk.JobInfo, start time.Time) error {
-	if p.asJSON || !terminal(p.stdout) {
+	if p.asJSON {
 		return writeLine(p.stdout, info)
+	}
+	if !terminal(p.stdout) {
+		return p.watchedLine(info)
 	}
 	_, err := fmt.Fprintf(p.stdout, "%7.2fs  %s\n", time.Since(start).Seconds(),
 		p.paint(p.stdout, stateColor(info.State), describe(info)))
+	return err
+}
+
+// watchedLine writes a line that is cut easily: time, state and worker. The time
+// is the server's.
+func (p *program) watchedLine(info *sdk.JobInfo) error {
+	worker := "-"
+	if n := len(info.Attempts); n > 0 {
+		worker = dash(info.Attempts[n-1].Worker)
+	}
+	_, err := fmt.Fprintf(p.stdout, "%s %s %s\n", info.UpdatedAt.UTC().Format(time.RFC3339), info.State, worker)
 	return err
 }
 

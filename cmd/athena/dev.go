@@ -8,6 +8,7 @@ import (
 	"fmt"
 
 	"io/fs"
+	"net"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -49,7 +50,7 @@ With --json exactly one line is written when all is ready:
 	}
 	f := cmd.Flags()
 	f.StringVar(&dir, "data", "", "directory for everything (default athena-dev in the user's data directory)")
-	f.StringVar(&listen, "listen", "127.0.0.1:0", "address of the HTTP API; port 0 is a free one")
+	f.StringVar(&listen, "listen", "", "address of the HTTP API; port 0 is a free one (default 127.0.0.1 with the port of the last start)")
 	f.StringVar(&level, "log-level", "warn", "debug, info, warn or error")
 	return cmd
 }
@@ -81,16 +82,13 @@ func (p *program) dev(ctx context.Context, dir, listen, level string) error {
 	if err := makeDevDir(dir); err != nil {
 		return err
 	}
-	access, err := loadDevAccess(filepath.Join(dir, "access.json"))
+	access, err := loadDevAccess(filepath.Join(dir, accessFile))
 	if err != nil {
 		return err
 	}
-	pg, err := p.startPostgres(ctx, dir)
-	if err != nil {
-		return err
+	if listen == "" {
+		listen = lastAddress(dir)
 	}
-	defer stopPostgres(ctx, pg)
-
 	cfg := config.Default(p.getenv)
 	cfg.DataDir, cfg.Listen, cfg.Log.Level = filepath.Join(dir, "server"), listen, level
 	cfg.NATS.Embedded.Listen, cfg.NATS.Embedded.User = "127.0.0.1:0", "dev"
@@ -99,14 +97,24 @@ func (p *program) dev(ctx context.Context, dir, listen, level string) error {
 	if err != nil {
 		return usage{err}
 	}
+	// The server comes first: it locks the directory, and the PostgreSQL of
+	// another dev must not be touched.
+	s, err := p.newServer(ctx, cfg, access.AdminKey, log)
+	if err != nil {
+		return inUse(err, dir)
+	}
+	pg, err := p.startPostgres(ctx, dir)
+	if err != nil {
+		s.close()
+		return err
+	}
+	defer stopPostgres(ctx, pg)
 	// The private PostgreSQL has a new port at each start, so the definition
 	// refers to a file that says where it is.
 	dsn := filepath.Join(dir, "shop.dsn")
-	if err := os.WriteFile(dsn, []byte(pg.DSN(sampleDatabase)), 0o600); err != nil {
-		return err
-	}
-	s, err := p.newServer(ctx, cfg, access.AdminKey, log)
-	if err != nil {
+	if err := errors.Join(os.WriteFile(dsn, []byte(pg.DSN(sampleDatabase)), 0o600),
+		os.WriteFile(filepath.Join(dir, urlFile), []byte(s.url), 0o600)); err != nil {
+		s.close()
 		return err
 	}
 	s.parts = append(s.parts, func(ctx context.Context) error {
@@ -124,6 +132,46 @@ func (p *program) dev(ctx context.Context, dir, listen, level string) error {
 		return p.devReady(report, dir)
 	})
 	return s.run(ctx, func() {})
+}
+
+// urlFile in dev's directory says where the server listens, or did.
+const urlFile = "server.url"
+
+func lastURL(dir string) *url.URL {
+	text, err := os.ReadFile(filepath.Join(dir, urlFile))
+	if err != nil {
+		return nil
+	}
+	u, err := url.Parse(string(text))
+	if err != nil {
+		return nil
+	}
+	return u
+}
+
+// lastAddress is loopback with the port of the last start if that is free still,
+// so that what people have exported stays valid; else with any free one.
+func lastAddress(dir string) string {
+	const free = "127.0.0.1:0"
+	u := lastURL(dir)
+	if u == nil || u.Port() == "" {
+		return free
+	}
+	address := net.JoinHostPort("127.0.0.1", u.Port())
+	ln, err := net.Listen("tcp", address)
+	if err != nil {
+		return free
+	}
+	ln.Close()
+	return address
+}
+
+// inUse says where the dev runs that has the directory already.
+func inUse(err error, dir string) error {
+	if u := lastURL(dir); athena.CodeOf(err) == athena.CodeConflict && u != nil {
+		return athena.Wrap(athena.CodeConflict, err, "athena dev runs already over %s, at %s; use that one, or give this one another directory with --data", dir, u)
+	}
+	return err
 }
 
 func (p *program) devReady(r devReport, dir string) error {
@@ -144,11 +192,11 @@ Try, in another terminal:
 
   export ATHENA_URL=%s
   export ATHENA_KEY=%s
-  athena query --client shop 'select status, count(*) from orders group by status'
-  athena query --client shop --defer --wait 10s 'select * from order_totals order by total desc limit 5'
+  %s query --client shop 'select status, count(*) from orders group by status'
+  %s query --client shop --defer --wait 10s 'select * from order_totals order by total desc limit 5'
 
 Ctrl-C stops everything.
-`, b("Athena is ready."), r.URL, r.AdminKey, r.NATSURL, r.PostgresDSN, dir, r.URL, r.AdminKey)
+`, b("Athena is ready."), r.URL, r.AdminKey, r.NATSURL, r.PostgresDSN, dir, r.URL, r.AdminKey, invocation(), invocation())
 	return err
 }
 

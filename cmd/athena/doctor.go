@@ -66,7 +66,8 @@ func (p *program) doctorCommand() *cobra.Command {
 		Long: `Looks at the configuration, the bus, the clients, clocks, disk, limits and files of
 the process that would be started here with the same flags. If a server runs over the
 data directory, it is asked over HTTP (with ATHENA_URL and ATHENA_KEY or a profile);
-if none runs, its bus is opened for the moment. Nothing is changed.
+if none runs, its bus is opened for the moment. Nothing is changed. The directory of
+athena dev is understood as well.
 
 The exit code is 0 if nothing fails; warnings alone do not change it.`,
 		Example: `  athena doctor
@@ -125,6 +126,7 @@ func (d *doctor) configuration(s *settings) {
 		return
 	}
 	d.cfg = cfg
+	d.scope(s)
 	d.found("configuration", fine, "", "listen %s, data in %s, bus %s, auth %s", cfg.Listen, cfg.DataDir, busOf(cfg), cfg.Auth)
 	if cfg.Auth == "off" {
 		d.found("configuration", unwell, "set auth to on, but for tests", "auth is off: everybody on this machine may do everything")
@@ -132,6 +134,28 @@ func (d *doctor) configuration(s *settings) {
 	for _, name := range cfg.Ignored {
 		d.found("configuration", unwell, "unset it, or correct its name", "the environment variable %s is no setting and has no effect", name)
 	}
+}
+
+// accessFile in dev's directory holds what lets people in.
+const accessFile = "access.json"
+
+// scope says what is looked at, where that may not be what is meant: the
+// directory of dev has the server's inside, and a URL names no directory.
+func (d *doctor) scope(s *settings) {
+	inner := filepath.Join(d.cfg.DataDir, "server")
+	if exists(filepath.Join(d.cfg.DataDir, accessFile)) && exists(inner) {
+		d.found("scope", fine, "", "%s belongs to athena dev; its server's data is in %s", d.cfg.DataDir, inner)
+		d.cfg.DataDir = inner
+	}
+	local := s.file != "" || s.overrides["data_dir"] != nil || d.getenv("ATHENA_CONFIG") != "" || d.getenv("ATHENA_DATA_DIR") != ""
+	if d.getenv("ATHENA_URL") != "" && !local {
+		d.found("scope", fine, "", "this looks at the configuration of this machine, and not at the server of ATHENA_URL; name what is meant with --data or --config")
+	}
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }
 
 func busOf(cfg *config.Settings) string {

@@ -74,7 +74,10 @@ func TestTheLifeOfAJob(t *testing.T) {
 	env := at(dev(t))
 	id := strings.TrimSpace(ok(t, env, "query", "--defer", "--label", "test=life", "select g from generate_series(1, 3) g, pg_sleep(0.2)"))
 	var last sdk.JobInfo
-	for line := range strings.Lines(ok(t, env, "deferred", "watch", id)) {
+	if got := ok(t, env, "deferred", "watch", id); !strings.Contains(got, " succeeded ") || strings.Contains(got, "{") {
+		t.Errorf("watch = %s", got)
+	}
+	for line := range strings.Lines(ok(t, env, "deferred", "watch", id, "--json")) {
 		if err := json.Unmarshal([]byte(line), &last); err != nil {
 			t.Fatalf("%v in %q", err, line)
 		}
@@ -381,6 +384,9 @@ func TestDevKeepsItsDataAndStopsWhole(t *testing.T) {
 	}
 	if second.AdminKey != first.AdminKey {
 		t.Error("the second start has another admin key")
+	}
+	if got := call(t, nil, "", "dev", "--data", dir); got.exit != exitConflict || !strings.Contains(got.stderr, second.URL) {
+		t.Errorf("a third at the same time: exit %d, %s", got.exit, got.stderr)
 	}
 	ok(t, at(second), "client", "thaw", "shop") // it was still frozen
 	if got := ok(t, at(second), "query", "--format", "ndjson", "select stock from products where id = 1"); got != `{"stock":4711}`+"\n" {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -117,6 +118,15 @@ func span(d time.Duration) string {
 		return fmt.Sprintf("%dh", int(d.Hours()))
 	}
 	return fmt.Sprintf("%dd", int(d.Hours()/24))
+}
+
+// invocation is how this program was called, for lines to be copied.
+func invocation() string {
+	name := os.Args[0]
+	if strings.Contains(filepath.ToSlash(name), "/go-build") {
+		return "go run ./cmd/athena"
+	}
+	return name
 }
 
 // clip shortens a text to one line of at most n characters.

@@ -69,7 +69,7 @@ Start with "athena demo" to see it work, or with "athena dev" to have it here.`,
   athena query --client shop --defer --wait 10s 'select * from orders'`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		Args:          cobra.NoArgs,
+		Args:          known,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.SetIn(p.stdin)
@@ -91,8 +91,46 @@ Start with "athena demo" to see it work, or with "athena dev" to have it here.`,
 		&cobra.Command{Use: "environment", Short: "Environment variables and the profile file", Long: environmentHelp},
 	)
 	root.InitDefaultCompletionCmd(root.Name())
+	root.InitDefaultHelpCmd()
+	for _, cmd := range root.Commands() {
+		if cmd.Name() == "help" {
+			strict(cmd)
+		}
+	}
 	p.mark(root)
 	return root
+}
+
+// strict has help refuse what there is no help on.
+func strict(help *cobra.Command) {
+	help.Long = "Shows the help of a command, or of a topic."
+	help.Example = "  athena help query\n  athena help exit-codes"
+	help.Run = nil
+	help.RunE = func(cmd *cobra.Command, args []string) error {
+		found, rest, err := cmd.Root().Find(args)
+		if err == nil {
+			err = known(found, rest)
+		}
+		if err != nil {
+			return usage{err}
+		}
+		found.InitDefaultHelpFlag()
+		return found.Help()
+	}
+}
+
+// known refuses an argument where a subcommand should stand, and names the
+// nearest ones.
+func known(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	text := fmt.Sprintf("unknown command %q for %q", args[0], cmd.CommandPath())
+	cmd.SuggestionsMinimumDistance = 2
+	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+		text += "; did you mean " + strings.Join(near, " or ") + "?"
+	}
+	return errors.New(text)
 }
 
 // mark has each command say that it has begun, and each group of commands show
@@ -105,7 +143,7 @@ func (p *program) mark(cmd *cobra.Command) {
 		}
 	}
 	if cmd.HasSubCommands() && !cmd.Runnable() {
-		cmd.Args = cobra.NoArgs
+		cmd.Args = known
 		cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 	}
 	for _, sub := range cmd.Commands() {

@@ -2,17 +2,21 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/spf13/cobra"
 
 	"github.com/athena-pipelines/athena/pkg/athena"
+	"github.com/athena-pipelines/athena/pkg/sdk"
 )
 
 func TestUsage(t *testing.T) {
@@ -33,6 +37,11 @@ func TestUsage(t *testing.T) {
 		"the version says what is in it":         {[]string{"version"}, nil, exitOK, "postgres", ""},
 		"an unknown command":                     {[]string{"frobnicate"}, nil, exitUsage, "", "unknown command"},
 		"an unknown subcommand":                  {[]string{"client", "frobnicate"}, nil, exitUsage, "", "frobnicate"},
+		"help on nothing that there is":          {[]string{"help", "nope"}, nil, exitUsage, "", "nope"},
+		"help on a slip of the pen":              {[]string{"help", "deferred", "lsit"}, nil, exitUsage, "", "did you mean list?"},
+		"help on a subcommand":                   {[]string{"help", "key", "revoke"}, nil, exitOK, "whole key", ""},
+		"a slip of the pen":                      {[]string{"clinet", "list"}, nil, exitUsage, "", "did you mean client?"},
+		"a slip of the pen in a subcommand":      {[]string{"key", "revok"}, nil, exitUsage, "", "did you mean revoke?"},
 		"an unknown flag":                        {[]string{"query", "--frobnicate"}, nil, exitUsage, "", "--frobnicate"},
 		"a missing argument":                     {[]string{"query"}, nil, exitUsage, "", "1 arg"},
 		"no client":                              {[]string{"query", "select 1"}, nil, exitUsage, "", "--client"},
@@ -92,6 +101,44 @@ func TestEveryCommandExplainsItself(t *testing.T) {
 	walk(root, false)
 }
 
+func TestDoctorSaysWhatItLooksAt(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if err := errors.Join(os.Mkdir(filepath.Join(dir, "server"), 0o700), os.WriteFile(filepath.Join(dir, accessFile), []byte("{}"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	env := []string{"ATHENA_URL=http://127.0.0.1:1"}
+	if got := call(t, env, "", "doctor", "--data", dir); got.exit != exitOK || !strings.Contains(got.stdout, "data in "+filepath.Join(dir, "server")) || strings.Contains(got.stdout, "not at the server") {
+		t.Errorf("in the directory of dev: exit %d\n%s%s", got.exit, got.stdout, got.stderr)
+	}
+	if got := call(t, env, "", "doctor"); !strings.Contains(got.stdout, "not at the server of ATHENA_URL") {
+		t.Errorf("with nothing but a URL:\n%s%s", got.stdout, got.stderr)
+	}
+}
+
+func TestDevPrefersItsLastPort(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if got := lastAddress(dir); got != "127.0.0.1:0" {
+		t.Errorf("at the first start: %s", got)
+	}
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := ln.Addr().String()
+	if err := os.WriteFile(filepath.Join(dir, urlFile), []byte("http://"+address), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := lastAddress(dir); got != "127.0.0.1:0" {
+		t.Errorf("while the port is taken: %s", got)
+	}
+	ln.Close()
+	if got := lastAddress(dir); got != address {
+		t.Errorf("once it is free: %s, want %s", got, address)
+	}
+}
+
 func TestKeyID(t *testing.T) {
 	t.Parallel()
 	const id = "0f3a9c1e5b7d2468"
@@ -104,6 +151,26 @@ func TestKeyID(t *testing.T) {
 		if got, err := keyID(text); err == nil {
 			t.Errorf("keyID(%q) = %q", text, got)
 		}
+	}
+}
+
+func TestAFailedChangeIsOneLineOfTheAudit(t *testing.T) {
+	t.Parallel()
+	entry := func(request, details string) sdk.AuditEvent {
+		return sdk.AuditEvent{Action: "client.lifecycle", Client: "shop", RequestID: request, Details: json.RawMessage(details)}
+	}
+	got := auditLines([]sdk.AuditEvent{
+		entry("2", `{"before":"active","after":"frozen","failed":"conflict"}`),
+		entry("2", `{"before":"active","after":"frozen"}`),
+		entry("1", `{"before":"frozen","after":"active"}`),
+		entry("", ""),
+	})
+	var short []string
+	for _, line := range got {
+		short = append(short, line[4]+", "+line[5])
+	}
+	if want := []string{"active -> frozen, failed: conflict", "frozen -> active, done", "-, done"}; !slices.Equal(short, want) {
+		t.Errorf("got %q, want %q", short, want)
 	}
 }
 
