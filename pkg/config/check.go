@@ -100,6 +100,8 @@ func (s *Settings) checkNATS(refuse func(path, format string, args ...any), addr
 	if c := e.Cluster; c.Name != "" || c.Listen != "" || c.Server != "" || len(c.Routes) > 0 {
 		if c.Name == "" || c.Listen == "" || c.Server == "" || len(c.Routes) == 0 {
 			refuse("nats.embedded.cluster", "is not whole; it needs name, server, listen and routes")
+		} else if e.Listen == "" {
+			refuse("nats.embedded.listen", "is empty; a broker that is part of a cluster needs it, such as 127.0.0.1:4222, or it routes nothing")
 		} else {
 			address("nats.embedded.cluster.listen", c.Listen)
 			for i, route := range c.Routes {

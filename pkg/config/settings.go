@@ -112,7 +112,7 @@ type Limits struct {
 type Deferred struct {
 	DefaultDeadline athena.Duration `koanf:"default_deadline" min:"1s" max:"720h" doc:"how long a job may wait and run if it does not say"`
 	MaxDeadline     athena.Duration `koanf:"max_deadline" min:"1s" max:"720h" doc:"longest that a job may ask for"`
-	ResultTTL       athena.Duration `koanf:"result_ttl" min:"1m" max:"168h" doc:"how long a result is kept; jobs themselves are kept for 7 days"`
+	ResultTTL       athena.Duration `koanf:"result_ttl" min:"1m" max:"168h" doc:"how long a result is kept; a job is kept for this long after its deadline, and at least a day"`
 	InlineBytes     Bytes           `koanf:"inline_bytes" min:"0" max:"512KiB" doc:"largest result that is kept with the job"`
 	SegmentBytes    Bytes           `koanf:"segment_bytes" min:"64KiB" max:"64MiB" doc:"size of one segment of a larger result, before compression"`
 }
