@@ -94,6 +94,52 @@ func CancelHintID(subject string) string {
 // QueryRequest is the core-NATS subject of synchronous queries for a client.
 func QueryRequest(client string) string { return join("ath.query", client) }
 
+// CDCStream names the stream of a client's changes.
+func CDCStream(client string) string { return "CDC_" + Escape(client) }
+
+// CDCObjects names the object store for values of a client's changes that are
+// too large for a message.
+func CDCObjects(client string) string { return "cdc_" + Escape(client) }
+
+// CDC is where changes of a table are stored. Messages of the log, which belong
+// to no table, have both names empty.
+func CDC(client, schema, table string) string { return join("ath.cdc", client, schema, table) }
+
+// CDCSchema is where changes of a table's columns are stored, so that the last
+// one can be asked for.
+func CDCSchema(client, schema, table string) string {
+	return CDC(client, schema, table) + ".schema"
+}
+
+// CDCAll matches everything in a client's stream of changes.
+func CDCAll(client string) string { return join("ath.cdc", client) + ".>" }
+
+// ParseCDC reads the subject of changes, or of a change of columns.
+func ParseCDC(subject string) (client, schema, table string, columns, ok bool) {
+	t, ok := split(subject, "ath.cdc", 3) // a table may be called "schema"
+	if !ok {
+		if t, columns = split(strings.TrimSuffix(subject, ".schema"), "ath.cdc", 3); !columns {
+			return "", "", "", false, false
+		}
+	}
+	return t[0], t[1], t[2], columns, true
+}
+
+// CDCSnapshot is where the progress of a snapshot is stored, in the stream that
+// has its rows.
+func CDCSnapshot(client, id string) string { return join("ath.cdcsnap", client, id) }
+
+// CDCHint is the core-NATS subject that tells readers of new changes.
+func CDCHint(client string) string { return join("ath.ctl.cdc", client) }
+
+// ParseCDCHint takes the client out of the subject of a hint; empty if it is none.
+func ParseCDCHint(subject string) string {
+	if t, ok := split(subject, "ath.ctl.cdc", 1); ok {
+		return t[0]
+	}
+	return ""
+}
+
 // ParseJobEvent reads the subject of a job's status.
 func ParseJobEvent(subject string) (client, id string, ok bool) { return pair(subject, "ath.jobev") }
 

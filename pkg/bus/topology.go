@@ -21,6 +21,7 @@ const (
 	BucketKeys    = "ath_keys"    // API keys
 	BucketLeases  = "ath_leases"  // who holds what, with a time to live
 	BucketState   = "ath_state"   // small facts, some with a time to live
+	BucketCDC     = "ath_cdc"     // captures, their status, subscriptions
 )
 
 // MaxPayload is the largest message that the embedded server takes.
@@ -78,6 +79,7 @@ func Topology(cfg Config) []jetstream.StreamConfig {
 		bucket(BucketKeys, "API keys", 1, 256<<20),
 		bucket(BucketLeases, "Leases", 1, 256<<20),
 		bucket(BucketState, "Small facts", 1, 256<<20),
+		bucket(BucketCDC, "Captures, their status, subscriptions to changes", 1, 256<<20),
 	}
 	for i := range all {
 		all[i].Replicas = max(1, cfg.Replicas)
@@ -86,6 +88,16 @@ func Topology(cfg Config) []jetstream.StreamConfig {
 		}
 	}
 	return all
+}
+
+// CDCConfig is the stream of one client's changes. It refuses what it has no
+// room for, which stops the capture: the source keeps its log, and nothing that
+// was not read is let go of but by age.
+func CDCConfig(client string, maxAge time.Duration, maxBytes int64, replicas int) jetstream.StreamConfig {
+	s := stream(CDCStream(client), "Changes of client "+client, maxBytes, CDCAll(client), CDCSnapshot(client, Any))
+	s.MaxAge, s.DenyDelete, s.Compression = maxAge, true, jetstream.S2Compression
+	s.Replicas = max(1, replicas)
+	return s
 }
 
 // stream has every limit written out, so that it compares equal to what the

@@ -1,0 +1,78 @@
+package cdc
+
+import (
+	"encoding/json"
+	"time"
+)
+
+// Op says what happened.
+type Op string
+
+// The operations.
+const (
+	Insert   Op = "insert"
+	Update   Op = "update"
+	Delete   Op = "delete"
+	Truncate Op = "truncate"
+	Read     Op = "read"    // a row as a snapshot found it
+	Schema   Op = "schema"  // the columns of a table, before the first row that has them
+	Message  Op = "message" // written to the log by an application
+
+	DeletePartition Op = "delete_partition" // wide-row engines
+	DeleteRange     Op = "delete_range"
+)
+
+// Ops lists all operations.
+func Ops() []Op {
+	return []Op{Insert, Update, Delete, Truncate, Read, Schema, Message, DeletePartition, DeleteRange}
+}
+
+// Position is where a change stands in its stream. Positions of one stream sort
+// as text; apart from that their form is the driver's business. The empty
+// position stands before all others.
+type Position string
+
+// A Change is one committed change. Key, Before and After are JSON objects by
+// column, nil where the engine gave none (law 2).
+type Change struct {
+	Pos    Position `json:"pos"`
+	Op     Op       `json:"op"`
+	Client string   `json:"client"`
+	// Schema and Table are empty for a message.
+	Schema string `json:"schema,omitempty"`
+	Table  string `json:"table,omitempty"`
+	// Key holds the row's identity: the columns of the primary key, or of the
+	// replica identity where that is another index.
+	Key json.RawMessage `json:"key,omitempty"`
+	// Before has the columns of the old row that the engine logs: those of its
+	// identity, or all of them with REPLICA IDENTITY FULL. An update that left
+	// the identity as it was has none otherwise.
+	Before json.RawMessage `json:"before,omitempty"`
+	After  json.RawMessage `json:"after,omitempty"`
+	// Unchanged names columns whose large value was not logged since the update
+	// did not touch it. They are absent from After.
+	Unchanged []string     `json:"unchanged,omitempty"`
+	Tx        *Transaction `json:"tx,omitempty"` // nil for op read, and for messages outside of transactions
+	// SchemaVersion counts the column sets of the table in this stream, from 1.
+	SchemaVersion int      `json:"schema_version,omitempty"`
+	Columns       []Column `json:"columns,omitempty"` // of op schema
+	Prefix        string   `json:"prefix,omitempty"`  // of op message
+	Content       []byte   `json:"content,omitempty"` // of op message; base64 in JSON
+}
+
+// A Transaction is what is known of the transaction that made a change.
+type Transaction struct {
+	ID  string   `json:"id"`  // the engine's own
+	Pos Position `json:"pos"` // of the transaction: the part that its changes' positions share
+	N   uint64   `json:"n"`   // number of the change within it, from 1
+	// Last marks the last change of the transaction that this stream has.
+	Last bool      `json:"last,omitempty"`
+	At   time.Time `json:"at"` // of the commit
+}
+
+// A Column describes one column of a table.
+type Column struct {
+	Name string `json:"name"`
+	Type string `json:"type"`          // the engine's own name of the type
+	Key  bool   `json:"key,omitempty"` // part of the row's identity
+}

@@ -1,0 +1,284 @@
+package driver
+
+import (
+	"context"
+	"time"
+
+	"github.com/athena-pipelines/athena/pkg/cdc"
+)
+
+// ChangeSource reads the engine's own log of changes.
+//
+// Setting a capture up takes these steps: PrepareChanges, then one OpenChanges,
+// whose stream says where it begins, then a snapshot as of that point. The order
+// is law: what is to be captured, then the place from which on, then the rows
+// that were there.
+type ChangeSource interface {
+	// CheckChanges says what stands in the way of capturing, and what an operator
+	// should know. It changes nothing.
+	CheckChanges(ctx context.Context, s ChangeSetup) (ChangeCheck, error)
+	// PrepareChanges makes or adapts what names the tables to capture (a
+	// publication). Done again it changes nothing. A table without a usable
+	// identity is refused, unless s says that inserts are enough.
+	PrepareChanges(ctx context.Context, s ChangeSetup) error
+	// StartChanges makes the place in the log from which changes are kept for
+	// us (a slot), and returns it with the rows that were there before. It
+	// waits for the transactions that run, however long they take; progress is
+	// told what it waits for, every second or so. Where s.TakeOver says so, a
+	// place that is there is used, and the snapshot is nil.
+	StartChanges(ctx context.Context, s ChangeSetup, progress func(string)) (ChangeStart, ChangeSnapshot, error)
+	// OpenChanges connects to the log. It fails with a *SourceLost if the place
+	// is gone or is not what it was.
+	OpenChanges(ctx context.Context, c ChangeConfig) (ChangeStream, error)
+	// DropChanges removes what PrepareChanges and StartChanges made. What is not
+	// there is no error.
+	DropChanges(ctx context.Context, s ChangeSetup) error
+	// ChangeHealth describes the place in the log as the engine sees it.
+	ChangeHealth(ctx context.Context, s ChangeSetup) (ChangeHealth, error)
+}
+
+// A TableName names a table.
+type TableName struct {
+	Schema string `json:"schema"`
+	Table  string `json:"table"`
+}
+
+// String gives schema.table, for people.
+func (t TableName) String() string { return t.Schema + "." + t.Table }
+
+// ChangeSetup says what is captured and under which names.
+type ChangeSetup struct {
+	Client string
+	// Tables are captured. PrepareChanges needs at least one.
+	Tables []TableName
+	// Slot and Publication are the engine's names; OpenChanges and all others
+	// use just these.
+	Slot, Publication string
+	// TakeOver lets PrepareChanges and StartChanges use a publication and a
+	// slot that are there and that Athena did not make. Then DropChanges leaves
+	// the publication alone.
+	TakeOver bool
+	// InsertsOnly lets tables without a usable identity in; of all tables
+	// without one, inserts alone are captured.
+	InsertsOnly bool
+}
+
+// ChangeCheck is what CheckChanges found.
+type ChangeCheck struct {
+	Findings []ChangeFinding `json:"findings"`
+	Tables   []ChangeTable   `json:"tables"`
+}
+
+// OK reports whether nothing stands in the way.
+func (c ChangeCheck) OK() bool {
+	for _, f := range c.Findings {
+		if f.Level == "error" {
+			return false
+		}
+	}
+	return true
+}
+
+// A ChangeFinding is one thing that was looked at.
+type ChangeFinding struct {
+	// Name is stable: wal_level, privileges, slots, senders, identity …
+	Name string `json:"name"`
+	// Level is ok, warning or error; an error stands in the way.
+	Level string `json:"level"`
+	Table string `json:"table,omitempty"`
+	Found string `json:"found"`
+	Want  string `json:"want,omitempty"`
+	Mend  string `json:"mend,omitempty"` // the statement or setting that mends it
+}
+
+// A ChangeTable describes one table for capturing.
+type ChangeTable struct {
+	TableName
+	// Identity says by what rows are told apart: primary_key, index, full, none.
+	Identity string   `json:"identity"`
+	Key      []string `json:"key"`
+	Rows     int64    `json:"estimated_rows"`
+	Bytes    int64    `json:"bytes"`
+}
+
+// ChangeStart is where a capture begins.
+type ChangeStart struct {
+	// Begin is the position before the first change. Rows of the first snapshot
+	// have positions behind it and before that change.
+	Begin cdc.Position
+	// Source identifies the database and its history; it is handed to
+	// OpenChanges again, which refuses another one.
+	Source string
+	// Confirmed is the engine's own mark; see ChangeConfig.
+	Confirmed string
+}
+
+// ChangeConfig says how to open a stream of changes.
+type ChangeConfig struct {
+	ChangeSetup
+	// Source is what ChangeStart told.
+	Source string
+	// After is the last position that is stored; what is up to it is skipped.
+	// Empty is nothing stored.
+	After cdc.Position
+	// Confirmed is the highest mark that may have been confirmed: of the last
+	// stored transaction, or one that Confirming was told. An engine that is
+	// further was moved by somebody else.
+	Confirmed string
+	// Confirming, if set, is called before a mark beyond those of stored
+	// transactions is confirmed, as happens in idle times, and must store it.
+	// It is called every few seconds at most.
+	Confirming func(ctx context.Context, mark string) error
+	// Schemas has the last column set of each table that the stream holds.
+	Schemas map[TableName]SchemaVersion
+	// SpillDir takes what does not fit into SpillMemory bytes of transactions
+	// that are not yet committed; it is emptied by OpenChanges.
+	SpillDir    string
+	SpillMemory int64
+	// SpillMost bounds the bytes in SpillDir; beyond it the stream fails with
+	// ErrSpillFull. 0 is no bound.
+	SpillMost int64
+}
+
+// A SchemaVersion is a numbered column set.
+type SchemaVersion struct {
+	Version int
+	Columns []cdc.Column
+}
+
+// ChangeStream is an open stream of changes. Run is called once; the other
+// methods are safe for concurrent use.
+type ChangeStream interface {
+	// Run hands changes to sink, in the order of their commits and positions,
+	// until ctx is done, the sink fails or the connection does. It returns nil
+	// only if ctx is done.
+	Run(ctx context.Context, sink ChangeSink) error
+	// Confirm tells the engine that everything up to the mark of a Commit is
+	// stored, so that it need not keep it. It never goes back.
+	Confirm(mark string)
+	// Lag says how far the stream is behind.
+	Lag() ChangeLag
+	// Interrupt has Run call the sink's Pause soon, also while nothing comes.
+	Interrupt()
+	// Snapshot opens a reader of one table beside the stream. What it reads
+	// while Pause holds the stream has in it every transaction that the stream
+	// has handed over, and may have later ones, which the stream hands over
+	// again: so the rows belong where the stream is held.
+	Snapshot(ctx context.Context, t SnapshotTable) (TableReader, error)
+	// Close ends the connection. A stream that still runs fails.
+	Close(ctx context.Context) error
+}
+
+// ChangeSink takes what a stream reads. Its methods are called by one goroutine,
+// and may block: that is the back-pressure.
+type ChangeSink interface {
+	// Change takes one change. What c points to is valid during the call only.
+	Change(ctx context.Context, c *cdc.Change) error
+	// Reject takes a change that cannot be encoded. An error ends the stream.
+	Reject(ctx context.Context, r Rejected) error
+	// Commit says that the transaction is complete whose changes were handed
+	// over since the last Commit. mark stands for it when it is confirmed.
+	Commit(ctx context.Context, mark string) error
+	// Pause is called between transactions, after each and after an Interrupt.
+	// As long as it does not return the stream is held.
+	Pause(ctx context.Context) error
+}
+
+// A Rejected change is one that cannot be encoded.
+type Rejected struct {
+	Pos    cdc.Position `json:"pos"`
+	Op     cdc.Op       `json:"op"`
+	Schema string       `json:"schema"`
+	Table  string       `json:"table"`
+	Reason string       `json:"reason"`
+	Raw    []byte       `json:"raw"` // as the engine sent it
+}
+
+// ChangeLag says how far a stream is behind its engine.
+type ChangeLag struct {
+	// Bytes of log between what is confirmed and the engine's end, as last heard.
+	Bytes int64
+	// Committed is the commit time of the last transaction that was handed over;
+	// zero if there was none.
+	Committed time.Time
+	// Heard is when the engine last spoke.
+	Heard time.Time
+	// CaughtUp says that nothing is waiting, as far as is known.
+	CaughtUp bool
+	// Spilled is how many bytes of open transactions are on disk.
+	Spilled int64
+}
+
+// ChangeHealth describes the place in the log as the engine sees it.
+type ChangeHealth struct {
+	Slot      string `json:"slot"`
+	Active    bool   `json:"active"`
+	WALStatus string `json:"wal_status"` // reserved, extended, unreserved, lost
+	// Invalidated says why the engine gave the place up; empty if it did not.
+	Invalidated string `json:"invalidated,omitempty"`
+	// Retained is how many bytes of log are kept for us.
+	Retained int64 `json:"retained_bytes"`
+	// Safe is how many bytes may still be written before the place is lost; -1
+	// is no limit.
+	Safe      int64 `json:"safe_bytes"`
+	Lag       int64 `json:"lag_bytes"` // from what is confirmed to the log's end
+	Failover  bool  `json:"failover"`
+	TwoPhase  bool  `json:"two_phase"`
+	Temporary bool  `json:"-"`
+}
+
+// ChangeSnapshot is the state of all tables at one point. It is good for as long
+// as it is open, and read by several goroutines at once.
+type ChangeSnapshot interface {
+	// Tables lists what is to be read: partitions one by one, under the name of
+	// the table that publishes them.
+	Tables(ctx context.Context, parts int) ([]SnapshotPart, error)
+	// Read hands all rows of a part over, in order. The JSON objects are valid
+	// during the call of row only.
+	Read(ctx context.Context, p SnapshotPart, row func(key, after []byte) error) error
+	// Columns describes a table, for its schema change.
+	Columns(ctx context.Context, t TableName) ([]cdc.Column, error)
+	Close(ctx context.Context) error
+}
+
+// A SnapshotPart is a share of a table.
+type SnapshotPart struct {
+	TableName        // under which rows are published
+	N         int    `json:"n"` // number of the part within the table, from 0
+	Of        int    `json:"of"`
+	Rows      int64  `json:"rows"` // estimated
+	Range     string `json:"range"`
+}
+
+// SnapshotTable is what an ad-hoc snapshot reads of one table.
+type SnapshotTable struct {
+	TableName
+	// Where restricts the rows, in the engine's language; empty is all.
+	Where string `json:"where,omitempty"`
+}
+
+// TableReader reads a table in chunks, ordered by key. It is not safe for
+// concurrent use.
+type TableReader interface {
+	// Columns describes the table as it is now.
+	Columns(ctx context.Context) ([]cdc.Column, error)
+	// Next reads up to most rows behind a key, as Next itself gave it; empty is
+	// the beginning. It returns the key of the last row, empty if there are no
+	// further rows. The JSON objects are valid during the call of row only.
+	Next(ctx context.Context, after string, most int, row func(key, after []byte) error) (next string, err error)
+	// Total estimates how many rows there are.
+	Total(ctx context.Context) (int64, error)
+	Close(ctx context.Context) error
+}
+
+// SourceLost says that a stream cannot go on from where it was: changes may be
+// missing.
+type SourceLost struct {
+	// Code is stable, and names a section of the runbook: slot_missing,
+	// slot_recreated, slot_lost, other_source, publication_missing.
+	Code string
+	// Message is for people, and names the mend.
+	Message string
+}
+
+func (e *SourceLost) Error() string { return e.Message }
