@@ -1,6 +1,7 @@
 package changefeed
 
 import (
+	"cmp"
 	"strings"
 	"time"
 
@@ -78,14 +79,8 @@ const (
 
 // WithDefaults returns c with its zero fields filled in.
 func (c Capture) WithDefaults() Capture {
-	if name := strings.ReplaceAll(c.Client, "-", "_"); true { // the alphabet of a slot's name
-		if c.Slot == "" {
-			c.Slot = "athena_" + name
-		}
-		if c.Publication == "" {
-			c.Publication = "athena_" + name
-		}
-	}
+	own := "athena_" + strings.ReplaceAll(c.Client, "-", "_") // the alphabet of a slot's name
+	c.Slot, c.Publication = cmp.Or(c.Slot, own), cmp.Or(c.Publication, own)
 	if c.Snapshot == "" {
 		c.Snapshot = SnapshotInitial
 	}

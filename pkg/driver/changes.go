@@ -37,15 +37,6 @@ type ChangeSource interface {
 	ChangeHealth(ctx context.Context, s ChangeSetup) (ChangeHealth, error)
 }
 
-// A TableName names a table.
-type TableName struct {
-	Schema string `json:"schema"`
-	Table  string `json:"table"`
-}
-
-// String gives schema.table, for people.
-func (t TableName) String() string { return t.Schema + "." + t.Table }
-
 // ChangeSetup says what is captured and under which names.
 type ChangeSetup struct {
 	Client string
@@ -93,7 +84,7 @@ type ChangeFinding struct {
 
 // A ChangeTable describes one table for capturing.
 type ChangeTable struct {
-	TableName
+	Table TableName `json:"table"`
 	// Identity says by what rows are told apart: primary_key, index, full, none.
 	Identity string   `json:"identity"`
 	Key      []string `json:"key"`
@@ -243,16 +234,15 @@ type ChangeSnapshot interface {
 
 // A SnapshotPart is a share of a table.
 type SnapshotPart struct {
-	TableName        // under which rows are published
-	N         int    `json:"n"` // number of the part within the table, from 0
-	Of        int    `json:"of"`
-	Rows      int64  `json:"rows"` // estimated
-	Range     string `json:"range"`
+	Table TableName // under which the rows are published
+	N, Of int       // number of the part within the table, from 0, and how many there are
+	Rows  int64     // estimated
+	Range string    // what part it is; the driver's business
 }
 
 // SnapshotTable is what an ad-hoc snapshot reads of one table.
 type SnapshotTable struct {
-	TableName
+	Table TableName `json:"table"`
 	// Where restricts the rows, in the engine's language; empty is all.
 	Where string `json:"where,omitempty"`
 }
