@@ -18,7 +18,24 @@ const (
 	JobRetried     = "job.retried"     // retry_wait is stored; the wake-up is not
 )
 
-// Points lists all points.
+// The points, in the order in which a capture and its changes pass them.
+const (
+	CDCStarted       = "cdc.started"        // the slot is made; where it begins is not stored
+	CDCSnapshotChunk = "cdc.snapshot.chunk" // a part of a snapshot is stored; the next is not begun
+	CDCSpilled       = "cdc.spilled"        // a part of an open transaction went to disk
+	CDCRead          = "cdc.read"           // the first change of a transaction was read
+	CDCPacked        = "cdc.packed"         // a group of messages is complete; nothing is sent
+	CDCPublished     = "cdc.published"      // it is sent; there is no answer yet
+	CDCStored        = "cdc.stored"         // it is stored; nothing is confirmed to the source
+	CDCConfirmed     = "cdc.confirmed"      // it is confirmed
+)
+
+// CDCPoints lists the points of captures.
+func CDCPoints() []string {
+	return []string{CDCStarted, CDCSnapshotChunk, CDCSpilled, CDCRead, CDCPacked, CDCPublished, CDCStored, CDCConfirmed}
+}
+
+// Points lists the points of jobs.
 func Points() []string {
 	return []string{SubmitReceived, SubmitStored, JobTaken, JobBegun, JobExecuted, JobStaged, JobCommitted, JobSettled, JobRetried}
 }

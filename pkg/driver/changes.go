@@ -2,6 +2,7 @@ package driver
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/athena-pipelines/athena/pkg/cdc"
@@ -49,6 +50,8 @@ type ChangeSetup struct {
 	// slot that are there and that Athena did not make. Then DropChanges leaves
 	// the publication alone.
 	TakeOver bool
+	// LocalOnly leaves out changes that replication brought from elsewhere.
+	LocalOnly bool
 	// InsertsOnly lets tables without a usable identity in; of all tables
 	// without one, inserts alone are captured.
 	InsertsOnly bool
@@ -122,6 +125,9 @@ type ChangeConfig struct {
 	Confirming func(ctx context.Context, mark string) error
 	// Schemas has the last column set of each table that the stream holds.
 	Schemas map[TableName]SchemaVersion
+	// NoStreaming has the engine keep large transactions until they are
+	// committed, so that nothing is spilled here.
+	NoStreaming bool
 	// SpillDir takes what does not fit into SpillMemory bytes of transactions
 	// that are not yet committed; it is emptied by OpenChanges.
 	SpillDir    string
@@ -260,6 +266,10 @@ type TableReader interface {
 	Total(ctx context.Context) (int64, error)
 	Close(ctx context.Context) error
 }
+
+// ErrSpillFull is in the chain of the error with which a stream ends that has no
+// room for a transaction which is not yet committed.
+var ErrSpillFull = errors.New("driver: there is no room for the open transactions")
 
 // SourceLost says that a stream cannot go on from where it was: changes may be
 // missing.
