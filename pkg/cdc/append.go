@@ -24,7 +24,8 @@ func NewEncoder(client string) *Encoder {
 // memory but dst's. Fields come in the order of Change, whose Client is not
 // looked at; readers of Athena's own streams may rely on pos and op being first.
 //
-// Key, Before and After must be valid JSON without line breaks.
+// Positions must be valid, the op one of Ops, and Key, Before and After JSON
+// objects without line breaks.
 func (e *Encoder) Append(dst []byte, c *Change) []byte {
 	dst = append(dst, `{"pos":"`...)
 	dst = append(dst, c.Pos...)
@@ -49,9 +50,8 @@ func (e *Encoder) Append(dst []byte, c *Change) []byte {
 	}
 	e.tail = 0
 	if t := c.Tx; t != nil {
-		dst = append(dst, `,"tx":{"id":"`...)
-		dst = append(dst, t.ID...)
-		dst = append(dst, `","pos":"`...)
+		dst = AppendString(append(dst, `,"tx":{"id":`...), t.ID)
+		dst = append(dst, `,"pos":"`...)
 		dst = append(dst, t.Pos...)
 		dst = append(dst, `","n":`...)
 		dst = strconv.AppendUint(dst, t.N, 10)
@@ -72,9 +72,7 @@ func (e *Encoder) Append(dst []byte, c *Change) []byte {
 	}
 	if c.Op == Message {
 		dst = AppendString(append(dst, `,"prefix":`...), c.Prefix)
-		dst = append(dst, `,"content":"`...)
-		dst = base64.StdEncoding.AppendEncode(dst, c.Content)
-		dst = append(dst, '"')
+		dst = appendBase64(append(dst, `,"content":`...), c.Content)
 	}
 	dst = append(dst, '}')
 	if e.tail > 0 {
@@ -105,6 +103,10 @@ func appendRaw(dst []byte, name string, raw json.RawMessage) []byte {
 		return dst
 	}
 	return append(append(dst, name...), raw...)
+}
+
+func appendBase64(dst, content []byte) []byte {
+	return append(base64.StdEncoding.AppendEncode(append(dst, '"'), content), '"')
 }
 
 func appendColumns(dst []byte, columns []Column) []byte {
@@ -155,14 +157,26 @@ func pow10(n int) int {
 
 const hexDigits = "0123456789abcdef"
 
+// plain has the bytes that stand for themselves in a JSON string.
+var plain = func() (set [256]bool) {
+	for c := ' '; c < utf8.RuneSelf; c++ {
+		set[c] = c != '"' && c != '\\'
+	}
+	return set
+}()
+
 // AppendString appends s as a JSON string. Bytes that are not UTF-8 become
 // U+FFFD.
 func AppendString[T string | []byte](dst []byte, s T) []byte {
-	dst = append(dst, '"')
+	return append(appendText(append(dst, '"'), s), '"')
+}
+
+// appendText is AppendString without the quotes.
+func appendText[T string | []byte](dst []byte, s T) []byte {
 	from := 0
 	for i := 0; i < len(s); {
 		c := s[i]
-		if c >= ' ' && c != '"' && c != '\\' && c < utf8.RuneSelf {
+		if plain[c] {
 			i++
 			continue
 		}
@@ -192,6 +206,5 @@ func AppendString[T string | []byte](dst []byte, s T) []byte {
 		i++
 		from = i
 	}
-	dst = append(dst, s[from:]...)
-	return append(dst, '"')
+	return append(dst, s[from:]...)
 }
