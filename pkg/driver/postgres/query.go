@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/athena-pipelines/athena/pkg/athena"
+	"github.com/athena-pipelines/athena/pkg/cdc"
 	"github.com/athena-pipelines/athena/pkg/driver"
 )
 
@@ -106,7 +107,7 @@ func newPrepared(sd *pgconn.StatementDescription) *prepared {
 		if i == 0 {
 			key[0] = '{'
 		}
-		p.keys = append(p.keys, append(appendString(key, []byte(name)), ':'))
+		p.keys = append(p.keys, append(cdc.AppendString(key, name), ':'))
 		col := driver.Column{Name: name}
 		if t := static[f.DataTypeOID]; t != nil {
 			col.Type = t.name

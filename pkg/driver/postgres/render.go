@@ -6,6 +6,8 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"unicode/utf8"
+
+	"github.com/athena-pipelines/athena/pkg/cdc"
 )
 
 // kind says how a type's text is rendered.
@@ -51,7 +53,7 @@ func appendValue(dst []byte, t *typ, text []byte) []byte {
 	if out, ok := render(dst, t, text, 0); ok {
 		return out
 	}
-	return appendString(dst[:start], text)
+	return cdc.AppendString(dst[:start], text)
 }
 
 // render reports false for a text that is not of the type; what it appended is
@@ -90,7 +92,7 @@ func render(dst []byte, t *typ, text []byte, depth int) ([]byte, bool) {
 	case kindVoid:
 		return append(dst, "null"...), true
 	}
-	return appendString(dst, text), true
+	return cdc.AppendString(dst, text), true
 }
 
 func isInteger(s []byte) bool {
@@ -140,49 +142,6 @@ func digits(s []byte) int {
 	return len(s)
 }
 
-const hexDigits = "0123456789abcdef"
-
-// appendString appends s as a JSON string. Bytes that are not UTF-8, which only
-// a database with encoding SQL_ASCII can send, become U+FFFD.
-func appendString(dst, s []byte) []byte {
-	dst = append(dst, '"')
-	from := 0
-	for i := 0; i < len(s); {
-		c := s[i]
-		if c >= ' ' && c != '"' && c != '\\' && c < utf8.RuneSelf {
-			i++
-			continue
-		}
-		if c >= utf8.RuneSelf {
-			r, n := utf8.DecodeRune(s[i:])
-			if r != utf8.RuneError || n > 1 {
-				i += n
-				continue
-			}
-			dst = append(dst, s[from:i]...)
-			dst = append(dst, `\ufffd`...)
-		} else {
-			dst = append(dst, s[from:i]...)
-			switch c {
-			case '"', '\\':
-				dst = append(dst, '\\', c)
-			case '\n':
-				dst = append(dst, `\n`...)
-			case '\r':
-				dst = append(dst, `\r`...)
-			case '\t':
-				dst = append(dst, `\t`...)
-			default:
-				dst = append(dst, '\\', 'u', '0', '0', hexDigits[c>>4], hexDigits[c&15])
-			}
-		}
-		i++
-		from = i
-	}
-	dst = append(dst, s[from:]...)
-	return append(dst, '"')
-}
-
 // appendBytea turns the hex form into base64.
 func appendBytea(dst, text []byte) ([]byte, bool) {
 	src, ok := bytes.CutPrefix(text, []byte(`\x`))
@@ -230,7 +189,7 @@ func appendTime(dst []byte, k kind, text []byte) ([]byte, bool) {
 	}
 	if c := text[len(text)-1]; c == 'y' { // infinity, -infinity
 		s := string(text)
-		return appendString(dst, text), s == "infinity" || s == "-infinity"
+		return cdc.AppendString(dst, text), s == "infinity" || s == "-infinity"
 	}
 	s, bc := bytes.CutSuffix(text, []byte(" BC"))
 	year := digits(s)

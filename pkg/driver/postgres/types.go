@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/athena-pipelines/athena/pkg/cdc"
 )
 
 // SessionSettings are the settings that AppendJSON and the statement classifier
@@ -238,7 +240,7 @@ func (ts *Types) publish(found map[uint32]*loadedType) {
 			t.elem = resolve(f.elem)
 		}
 		for _, a := range f.fields {
-			key := append(appendString(nil, []byte(a.name)), ':')
+			key := append(cdc.AppendString(nil, a.name), ':')
 			t.fields = append(t.fields, field{key, resolve(a.oid)})
 		}
 	}
