@@ -2,8 +2,8 @@
 // benchmarks and for the crash suite: one process with broker and API, and as
 // many workers as are asked for.
 //
-// It talks to them as a user would, over HTTP, and knows nothing of their
-// insides.
+// It talks to them as a user would, over HTTP and NATS, and knows nothing of
+// their insides.
 package rig
 
 import (
@@ -24,6 +24,9 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/nats-io/nats.go"
+
+	"github.com/athena-pipelines/athena/pkg/bus"
 	"github.com/athena-pipelines/athena/pkg/localpg"
 )
 
@@ -37,23 +40,42 @@ type Config struct {
 	Tags    []string // build tags of the binary
 	Workers int      // processes beside the server
 	Inside  bool     // the server runs a worker too
-	// Settings are added to the server's configuration, as YAML.
-	Settings string
+	// Binary is one that Build has made; empty has Start build one.
+	Binary string
+	// Settings are added to the server's configuration, as YAML, and
+	// WorkerSettings to each worker's.
+	Settings, WorkerSettings string
+	// Postgres are settings of the database server.
+	Postgres map[string]string
+	// Proxied has Athena's processes reach the database through Rig.Proxy.
+	Proxied bool
 }
 
 // Rig is a running deployment.
 type Rig struct {
 	URL      string
 	Database *localpg.Server
+	Proxy    *Proxy // nil if Athena reaches the database itself
 	Server   *Process
 	Workers  []*Process
 	binary   string
 	dir      string
+	broker   string
 	http     *http.Client
 }
 
 // DSN reaches the rig's database.
 func (r *Rig) DSN() string { return r.Database.DSN("postgres") }
+
+// Build makes the binary in a directory of the caller's.
+func Build(ctx context.Context, dir string, tags ...string) (string, error) {
+	binary := filepath.Join(dir, "athena")
+	build := exec.CommandContext(ctx, "go", "build", "-tags", strings.Join(tags, ","), "-o", binary, "github.com/athena-pipelines/athena/cmd/athena")
+	if out, err := build.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("go build: %w\n%s", err, out)
+	}
+	return binary, nil
+}
 
 // Start builds the binary and starts everything in a temporary directory. The server is ready when Start
 // returns. After an error, as after success, Stop ends what runs.
@@ -67,14 +89,19 @@ func Start(ctx context.Context, cfg Config) (*Rig, error) {
 	if err := os.Chmod(r.dir, 0o711); err != nil {
 		return r, err
 	}
-	r.binary = filepath.Join(r.dir, "athena")
 	r.http = &http.Client{Timeout: 2 * time.Minute, Transport: &http.Transport{MaxIdleConnsPerHost: 2000}}
-	build := exec.CommandContext(ctx, "go", "build", "-tags", strings.Join(cfg.Tags, ","), "-o", r.binary, "github.com/athena-pipelines/athena/cmd/athena")
-	if out, err := build.CombinedOutput(); err != nil {
-		return r, fmt.Errorf("go build: %w\n%s", err, out)
+	if r.binary = cfg.Binary; r.binary == "" {
+		if r.binary, err = Build(ctx, r.dir, cfg.Tags...); err != nil {
+			return r, err
+		}
 	}
-	if r.Database, err = localpg.Start(ctx, localpg.Config{Dir: filepath.Join(r.dir, "pg")}); err != nil {
+	if r.Database, err = localpg.Start(ctx, localpg.Config{Dir: filepath.Join(r.dir, "pg"), Settings: cfg.Postgres}); err != nil {
 		return r, fmt.Errorf("a PostgreSQL server: %w", err)
+	}
+	if cfg.Proxied {
+		if r.Proxy, err = NewProxy(fmt.Sprintf("127.0.0.1:%d", r.Database.Port)); err != nil {
+			return r, err
+		}
 	}
 	api, err := freePort()
 	if err != nil {
@@ -84,7 +111,7 @@ func Start(ctx context.Context, cfg Config) (*Rig, error) {
 	if err != nil {
 		return r, err
 	}
-	r.URL = "http://127.0.0.1:" + api
+	r.URL, r.broker = "http://127.0.0.1:"+api, broker
 	r.Server, err = r.process("server", "serve", `
 listen: 127.0.0.1:`+api+`
 nats:
@@ -107,7 +134,7 @@ nats:
   password: `+password+`
 worker:
   id: `+name+`
-`)
+`+cfg.WorkerSettings)
 		if err != nil {
 			return r, err
 		}
@@ -134,6 +161,9 @@ func (r *Rig) Stop() {
 	if r.Server != nil {
 		r.Server.Kill()
 	}
+	if r.Proxy != nil {
+		r.Proxy.Close()
+	}
 	if r.Database != nil {
 		r.Database.Stop(context.Background(), localpg.Immediate)
 	}
@@ -152,11 +182,21 @@ func (r *Rig) Ready(ctx context.Context) error {
 	})
 }
 
-// Client defines, or redefines, a client on the rig's database.
-func (r *Rig) Client(name string, maxRunning int) error {
+// Broker connects to the rig's broker.
+func (r *Rig) Broker(ctx context.Context) (*nats.Conn, error) {
+	return bus.Connect(ctx, bus.ConnectConfig{URLs: []string{"nats://127.0.0.1:" + r.broker}, User: "rig", Password: password})
+}
+
+// Client defines, or redefines, a client on the rig's database. It may do what
+// a deferred query needs, and more.
+func (r *Rig) Client(name string, maxRunning int, more ...string) error {
+	capabilities := map[string]bool{"gateway_query": true, "raw_sql": true, "deferred_query": true, "schema_read": true}
+	for _, c := range more {
+		capabilities[c] = true
+	}
 	status, reply, err := r.Call(http.MethodPut, "/admin/clients/"+name, "", map[string]any{
 		"client_name": name, "engine": "postgres", "lifecycle": "active",
-		"capabilities": map[string]bool{"gateway_query": true, "raw_sql": true, "deferred_query": true, "schema_read": true},
+		"capabilities": capabilities,
 		"connection":   map[string]any{"dsn": "env:RIG_DSN", "max_conns": maxRunning + 2},
 		"limits":       map[string]any{"max_running": maxRunning, "max_queued": 10_000_000, "statement_timeout": "10m"},
 	})
@@ -281,7 +321,11 @@ func (p *Process) Start(crashpoint string) error {
 	}
 	defer log.Close()
 	cmd := exec.Command(p.rig.binary, p.args...)
-	cmd.Env = append(os.Environ(), "ATHENA_ADMIN_KEY="+AdminKey, "RIG_DSN="+p.rig.DSN(), "ATHENA_CRASHPOINT="+crashpoint)
+	dsn := p.rig.DSN()
+	if p.rig.Proxy != nil {
+		dsn = strings.Replace(dsn, fmt.Sprintf(":%d/", p.rig.Database.Port), ":"+p.rig.Proxy.Port()+"/", 1)
+	}
+	cmd.Env = append(os.Environ(), "ATHENA_ADMIN_KEY="+AdminKey, "RIG_DSN="+dsn, "ATHENA_CRASHPOINT="+crashpoint)
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
 		return err
@@ -311,6 +355,13 @@ func (p *Process) Killed() bool {
 	default:
 		return false
 	}
+}
+
+// Signal sends a signal to the process that was started last.
+func (p *Process) Signal(sig os.Signal) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.cmd.Process.Signal(sig)
 }
 
 // Kill ends the process with SIGKILL, if it runs, and waits for its end.
