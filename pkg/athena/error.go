@@ -24,6 +24,7 @@ const (
 	CodeMethodNotAllowed      Code = "method_not_allowed"
 	CodeConflict              Code = "conflict"
 	CodeClientInactive        Code = "client_inactive"
+	CodeCursorExpired         Code = "cursor_expired"
 	CodePayloadTooLarge       Code = "payload_too_large"
 	CodeCapabilityUnsupported Code = "capability_unsupported"
 	CodeQueryFailed           Code = "query_failed"
@@ -42,7 +43,7 @@ func Codes() []Code {
 	return []Code{
 		CodeInvalidRequest, CodeMissingClientHeader, CodeUnauthenticated, CodeForbidden,
 		CodeCapabilityDenied, CodeClientNotFound, CodeNotFound, CodeMethodNotAllowed, CodeConflict,
-		CodeClientInactive, CodePayloadTooLarge, CodeCapabilityUnsupported, CodeQueryFailed,
+		CodeClientInactive, CodeCursorExpired, CodePayloadTooLarge, CodeCapabilityUnsupported, CodeQueryFailed,
 		CodeIdempotencyMismatch, CodeClientFrozen, CodeTooManyRequests, CodeCancelled,
 		CodeBackendUnavailable, CodeBusUnavailable, CodeTimeout, CodeInternal,
 	}

@@ -43,16 +43,35 @@ type getRequest struct {
 	Batch     int      `json:"batch,omitempty"`
 	MaxBytes  int      `json:"max_bytes,omitempty"`
 	UpToSeq   uint64   `json:"up_to_seq,omitempty"`
+	// StartTime stands in place of Seq.
+	StartTime *time.Time `json:"start_time,omitempty"`
 }
 
 // LastMsg returns the last message of a subject, which may hold wildcards, or
 // ErrNoMessage. It sees every write that was acknowledged before it was called.
 func (b *Bus) LastMsg(ctx context.Context, stream, subject string) (*Raw, error) {
+	return b.one(ctx, stream, getRequest{LastFor: subject})
+}
+
+// Msg returns the message with a sequence, or ErrNoMessage. It sees every write
+// that was acknowledged before it was called.
+func (b *Bus) Msg(ctx context.Context, stream string, seq uint64) (*Raw, error) {
+	return b.one(ctx, stream, getRequest{Seq: seq})
+}
+
+// FirstSince returns the first message that was stored at a time or later, or
+// ErrNoMessage. It sees every write that was acknowledged before it was called.
+func (b *Bus) FirstSince(ctx context.Context, stream string, at time.Time) (*Raw, error) {
+	return b.one(ctx, stream, getRequest{StartTime: &at, NextFor: ">"})
+}
+
+// one asks for one message.
+func (b *Bus) one(ctx context.Context, stream string, req getRequest) (*Raw, error) {
 	if b.cfg.Replicas > 1 {
 		// Direct gets are answered by any replica, which may lag behind.
-		return b.leaderLast(ctx, stream, subject)
+		return b.leaderOne(ctx, stream, req)
 	}
-	body, err := json.Marshal(getRequest{LastFor: subject})
+	body, err := json.Marshal(req)
 	if err != nil {
 		return nil, err
 	}
@@ -69,8 +88,8 @@ func (b *Bus) LastMsg(ctx context.Context, stream, subject string) (*Raw, error)
 	return raw, err
 }
 
-func (b *Bus) leaderLast(ctx context.Context, stream, subject string) (*Raw, error) {
-	body, err := json.Marshal(getRequest{LastFor: subject})
+func (b *Bus) leaderOne(ctx context.Context, stream string, req getRequest) (*Raw, error) {
+	body, err := json.Marshal(req)
 	if err != nil {
 		return nil, err
 	}
@@ -155,6 +174,17 @@ func (b *Bus) Scan(ctx context.Context, stream, filter string, from uint64, most
 		from = out[len(out)-1].Sequence + 1
 	}
 	return out, nil
+}
+
+// Read returns messages of all subjects from a sequence on, in order, in one
+// request: at most most of them, and none further once they hold maxBytes; fewer
+// than there are is no sign that there are no more. What has been removed is
+// stepped over: the first one's sequence tells. With replicas it may lag behind
+// writes by milliseconds.
+func (b *Bus) Read(ctx context.Context, stream string, from uint64, most, maxBytes int) ([]Raw, error) {
+	var out []Raw
+	_, _, err := b.direct(ctx, stream, getRequest{Seq: max(from, 1), Batch: most, MaxBytes: maxBytes}, func(r Raw) { out = append(out, r) })
+	return out, err
 }
 
 // direct sends a request that many messages answer, and returns how many more
