@@ -46,6 +46,9 @@ func New(nc *nats.Conn, cfg Config) (*Bus, error) {
 // Conn is the connection under the bus.
 func (b *Bus) Conn() *nats.Conn { return b.nc }
 
+// Replicas is how many copies streams have.
+func (b *Bus) Replicas() int { return b.cfg.Replicas }
+
 // JetStream is the connection's JetStream.
 func (b *Bus) JetStream() jetstream.JetStream { return b.js }
 

@@ -212,3 +212,10 @@ const (
 	HeaderOp    = "Ath-Op"    // operation, if all changes have the same
 	HeaderMark  = "Ath-Mark"  // the engine's mark of the last transaction that is complete with this message
 )
+
+// A TableVersion is a numbered column set of a table.
+type TableVersion struct {
+	Table   driver.TableName `json:"table"`
+	Version int              `json:"version"`
+	Columns []cdc.Column     `json:"columns"`
+}

@@ -21,6 +21,7 @@ const (
 	kindOrigin       = "origin"
 	kindStatus       = "status"
 	kindSnapshot     = "snapshot"
+	kindTable        = "table"
 	kindSubscription = "sub"
 	kindCursor       = "cursor"
 )
@@ -63,7 +64,7 @@ func (s *Store) Sync(ctx context.Context) error { return s.mirror.Sync(ctx) }
 func (s *Store) Subscribe(fn func(client string)) (cancel func()) {
 	return s.mirror.Subscribe(func(key string) {
 		kind, rest, _ := strings.Cut(key, ".")
-		if kind == kindStatus || kind == kindCursor || kind == kindOrigin {
+		if kind == kindStatus || kind == kindCursor || kind == kindOrigin || kind == kindTable {
 			return
 		}
 		client, _, _ := strings.Cut(rest, ".")

@@ -123,8 +123,11 @@ type ChangeConfig struct {
 	// transactions is confirmed, as happens in idle times, and must store it.
 	// It is called every few seconds at most.
 	Confirming func(ctx context.Context, mark string) error
-	// Schemas has the last column set of each table that the stream holds.
-	Schemas map[TableName]SchemaVersion
+	// Version numbers the column set of a table, as the stream that is written
+	// has it; fresh says that the set is not the one that the stream had last,
+	// so that a schema change comes before the row. It is asked only before
+	// rows that are handed over.
+	Version func(t TableName, columns []cdc.Column) (version int, fresh bool)
 	// NoStreaming has the engine keep large transactions until they are
 	// committed, so that nothing is spilled here.
 	NoStreaming bool
@@ -135,12 +138,6 @@ type ChangeConfig struct {
 	// SpillMost bounds the bytes in SpillDir; beyond it the stream fails with
 	// ErrSpillFull. 0 is no bound.
 	SpillMost int64
-}
-
-// A SchemaVersion is a numbered column set.
-type SchemaVersion struct {
-	Version int
-	Columns []cdc.Column
 }
 
 // ChangeStream is an open stream of changes. Run is called once; the other

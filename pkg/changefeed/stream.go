@@ -1,0 +1,128 @@
+package changefeed
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/athena-pipelines/athena/pkg/athena"
+	"github.com/athena-pipelines/athena/pkg/bus"
+	"github.com/athena-pipelines/athena/pkg/cdc"
+	"github.com/athena-pipelines/athena/pkg/driver"
+)
+
+// End is the end of a client's stream: where its writer goes on (law 1).
+type End struct {
+	Sequence uint64 // of the last message, also if it has aged out
+	Pos      cdc.Position
+	Mark     string
+}
+
+// PrepareStream makes the client's stream, or brings its limits up to date, and
+// returns its end.
+func (s *Store) PrepareStream(ctx context.Context, c Capture) (End, error) {
+	want := bus.CDCConfig(c.Client, c.MaxAge.Std(), c.MaxBytes, s.bus.Replicas())
+	stream, err := s.bus.JetStream().CreateOrUpdateStream(ctx, want)
+	if err != nil {
+		return End{}, athena.Wrap(athena.CodeBusUnavailable, err, "stream %s cannot be made or updated: %v", want.Name, err)
+	}
+	return s.end(ctx, stream)
+}
+
+func (s *Store) end(ctx context.Context, stream jetstream.Stream) (End, error) {
+	info, err := stream.Info(ctx)
+	if err != nil {
+		return End{}, unavailable(err)
+	}
+	e := End{Sequence: info.State.LastSeq}
+	if info.State.Msgs == 0 {
+		return e, nil
+	}
+	msg, err := stream.GetMsg(ctx, e.Sequence)
+	if err != nil {
+		return e, athena.Wrap(athena.CodeBusUnavailable, err, "the last message of stream %s cannot be read", info.Config.Name)
+	}
+	e.Pos, e.Mark = cdc.Position(msg.Header.Get(HeaderPos)), msg.Header.Get(HeaderMark)
+	if e.Pos == "" {
+		return e, athena.Errorf(athena.CodeConflict, "the last message of stream %s was not written by a capture: it has no header %s", info.Config.Name, HeaderPos)
+	}
+	return e, nil
+}
+
+// DropStream removes a client's stream and its large values. What is not there
+// is no error.
+func (s *Store) DropStream(ctx context.Context, client string) error {
+	js := s.bus.JetStream()
+	err := js.DeleteStream(ctx, bus.CDCStream(client))
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		err = nil
+	}
+	oerr := js.DeleteObjectStore(ctx, bus.CDCObjects(client))
+	if errors.Is(oerr, jetstream.ErrBucketNotFound) || errors.Is(oerr, jetstream.ErrStreamNotFound) {
+		oerr = nil
+	}
+	var kerrs []error
+	for _, v := range s.tableVersions(client) {
+		kerrs = append(kerrs, s.remove(ctx, tableVersionKey(client, v.Table)))
+	}
+	return errors.Join(append(kerrs, err, oerr)...)
+}
+
+// TableVersions returns the last column set of each table that the client's
+// stream has had. What is in the stream counts; the bucket has those that have
+// aged out of it.
+func (s *Store) TableVersions(ctx context.Context, client string) (map[driver.TableName]TableVersion, error) {
+	if err := s.Sync(ctx); err != nil {
+		return nil, unavailable(err)
+	}
+	out := map[driver.TableName]TableVersion{}
+	for _, v := range s.tableVersions(client) {
+		out[v.Table] = v
+	}
+	last, err := s.bus.LastFor(ctx, bus.CDCStream(client), []string{bus.CDCSchema(client, bus.Any, bus.Any)})
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range last {
+		var c cdc.Change
+		if err := json.Unmarshal(m.Data, &c); err != nil {
+			return nil, err
+		}
+		t := driver.TableName{Schema: c.Schema, Table: c.Table}
+		out[t] = TableVersion{Table: t, Version: c.SchemaVersion, Columns: c.Columns}
+	}
+	return out, nil
+}
+
+func (s *Store) tableVersions(client string) []TableVersion {
+	return list[TableVersion](s, kindTable+"."+client+".", nil)
+}
+
+// PutTableVersion keeps a column set beyond the time that the stream does. It is
+// called behind the stream's own acknowledgement.
+func (s *Store) PutTableVersion(ctx context.Context, client string, v TableVersion) error {
+	return s.set(ctx, tableVersionKey(client, v.Table), v)
+}
+
+func tableVersionKey(client string, t driver.TableName) string {
+	return kindTable + "." + client + "." + bus.Escape(t.Schema) + "." + bus.Escape(t.Table)
+}
+
+// Progress returns how far a client's snapshots are, by id, as the stream has it.
+func (s *Store) Progress(ctx context.Context, client string) (map[string]SnapshotProgress, error) {
+	last, err := s.bus.LastFor(ctx, bus.CDCStream(client), []string{bus.CDCSnapshot(client, bus.Any)})
+	if err != nil {
+		return nil, err
+	}
+	out := map[string]SnapshotProgress{}
+	for _, m := range last {
+		var p SnapshotProgress
+		if err := json.Unmarshal(m.Data, &p); err != nil {
+			return nil, err
+		}
+		out[p.ID] = p
+	}
+	return out, nil
+}
