@@ -25,23 +25,15 @@ func Lines(data []byte) iter.Seq[[]byte] {
 	}
 }
 
-// Head reads the position and the operation of a line that an Encoder wrote,
-// and looks at nothing else of it; false if the line begins otherwise.
-func Head(line []byte) (pos Position, op Op, ok bool) {
+// PositionOf reads the position of a line that an Encoder wrote, and looks at
+// nothing else; false if the line begins otherwise.
+func PositionOf(line []byte) (Position, bool) {
 	rest, ok := bytes.CutPrefix(line, []byte(`{"pos":"`))
 	if !ok {
-		return "", "", false
+		return "", false
 	}
-	p, rest, ok := bytes.Cut(rest, []byte(`","op":"`))
-	if !ok {
-		return "", "", false
-	}
-	o, _, _ := bytes.Cut(rest, []byte(`"`))
-	if op, ok = knownOp(o); !ok {
-		return "", "", false
-	}
-	pos = Position(p)
-	return pos, op, pos.Valid()
+	pos, _, ok := bytes.Cut(rest, []byte(`"`))
+	return Position(pos), ok && Position(pos).Valid()
 }
 
 // Decode reads one change in the athena envelope into c, all of whose fields it

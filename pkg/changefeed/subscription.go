@@ -53,10 +53,13 @@ type Cursor struct {
 	Acked uint64       `json:"acked"` // changes that were acknowledged
 	At    time.Time    `json:"at"`
 	// What follows is a webhook's.
-	Attempts   int       `json:"attempts,omitempty"` // at the next batch
-	NextTry    time.Time `json:"next_try,omitzero"`
-	LastStatus int       `json:"last_status,omitempty"`
-	LastError  string    `json:"last_error,omitempty"`
+	Attempts int `json:"attempts,omitempty"` // at the next batch
+	// Until is the last change of the batch that was tried and is to be tried
+	// again as it was.
+	Until      cdc.Position `json:"until,omitempty"`
+	NextTry    time.Time    `json:"next_try,omitzero"`
+	LastStatus int          `json:"last_status,omitempty"`
+	LastError  string       `json:"last_error,omitempty"`
 	// Stopped says why nothing is sent any more; empty if it is.
 	Stopped string `json:"stopped,omitempty"`
 

@@ -25,7 +25,7 @@ type Guard struct {
 	Resolver *net.Resolver
 }
 
-// Field is the field of a request that holds a webhook's URL.
+// Field is the field of a submit that holds a webhook's URL.
 const Field = "webhook.url"
 
 const (
@@ -37,33 +37,44 @@ const (
 // not permit.
 var ErrForbidden = errors.New("webhook: the address is not permitted")
 
-// CheckURL reports why no webhook may be sent to a URL, or nil. Its errors are
-// invalid_request at the field webhook.url.
+// CheckURL is Check of the field webhook.url.
+func (g *Guard) CheckURL(ctx context.Context, raw string) error { return g.Check(ctx, Field, raw) }
+
+// Check reports why no webhook may be sent to a URL, or nil. Its errors are
+// invalid_request at the field that the URL came in.
 //
 // A name that cannot be looked up at the moment is let through, since a later
 // attempt may succeed and each connection is checked anyway (law 1); one that is
 // known not to exist is refused.
-func (g *Guard) CheckURL(ctx context.Context, raw string) error {
-	host, err := parse(raw)
-	if err != nil {
-		return err
+func (g *Guard) Check(ctx context.Context, field, raw string) error {
+	host, why := parse(raw)
+	if why == "" {
+		why = g.refusal(ctx, host)
 	}
+	if why == "" {
+		return nil
+	}
+	return athena.Errorf(athena.CodeInvalidRequest, "%s %.200q is not allowed: %s", field, redact(raw), why).At(field)
+}
+
+// refusal says why a host is not permitted, or nothing.
+func (g *Guard) refusal(ctx context.Context, host string) string {
 	if a, err := netip.ParseAddr(host); err == nil {
-		return g.refusal(raw, a)
+		return g.leads(a)
 	}
 	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()
 	addrs, err := g.resolver().LookupNetIP(ctx, "ip", host)
 	var dns *net.DNSError
 	if errors.As(err, &dns) && dns.IsNotFound {
-		return refuse(raw, "there is no host %q; check the name", host)
+		return fmt.Sprintf("there is no host %q; check the name", host)
 	}
 	for _, a := range addrs {
-		if err := g.refusal(raw, a); err != nil {
-			return err
+		if why := g.leads(a); why != "" {
+			return why
 		}
 	}
-	return nil
+	return ""
 }
 
 func (g *Guard) resolver() *net.Resolver {
@@ -73,47 +84,49 @@ func (g *Guard) resolver() *net.Resolver {
 	return g.Resolver
 }
 
-// parse returns the URL's host, an address or a name in plain ASCII.
-func parse(raw string) (string, error) {
+// parse returns the URL's host, an address or a name in plain ASCII, or says why
+// there is none to go to.
+func parse(raw string) (host, why string) {
+	refuse := func(format string, args ...any) (string, string) { return "", fmt.Sprintf(format, args...) }
 	if len(raw) > maxURL {
-		return "", refuse(raw, "it has %d bytes; the most is %d", len(raw), maxURL)
+		return refuse("it has %d bytes; the most is %d", len(raw), maxURL)
 	}
 	u, err := url.Parse(raw)
 	if err != nil {
-		return "", refuse(raw, "it is not a URL, such as https://example.com/hook")
+		return refuse("it is not a URL, such as https://example.com/hook")
 	}
-	host := u.Hostname()
+	host = u.Hostname()
 	switch {
 	case u.Scheme != "http" && u.Scheme != "https":
-		return "", refuse(raw, "its scheme is %.20q; it must be https or http", u.Scheme)
+		return refuse("its scheme is %.20q; it must be https or http", u.Scheme)
 	case u.User != nil:
-		return "", refuse(raw, "it holds a user name or password; messages are signed, so none is needed")
+		return refuse("it holds a user name or password; messages are signed, so none is needed")
 	case host == "":
-		return "", refuse(raw, "it has no host")
+		return refuse("it has no host")
 	}
 	if port := u.Port(); port != "" {
 		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
-			return "", refuse(raw, "its port is %.20q; it must be between 1 and 65535", port)
+			return refuse("its port is %.20q; it must be between 1 and 65535", port)
 		}
 	}
 	if a, err := netip.ParseAddr(host); err == nil {
 		if a.Zone() != "" {
-			return "", refuse(raw, "its address names a zone, which only this machine understands")
+			return refuse("its address names a zone, which only this machine understands")
 		}
-		return host, nil
+		return host, ""
 	}
 	for _, c := range []byte(host) {
 		if c != '-' && c != '.' && c != '_' && (c < '0' || c > '9') && (c|0x20 < 'a' || c|0x20 > 'z') {
-			return "", refuse(raw, "its host is neither an address nor a name of letters, digits, - and .; write an international name in its xn-- form")
+			return refuse("its host is neither an address nor a name of letters, digits, - and .; write an international name in its xn-- form")
 		}
 	}
 	// What ends in a number is an address to some resolvers: 127.1, 0x7f000001,
 	// 2130706433, 0177.0.0.1.
 	labels := strings.Split(strings.TrimSuffix(host, "."), ".")
 	if last := labels[len(labels)-1]; last == "" || number(last) {
-		return "", refuse(raw, "its host is an address in an unusual form; write it as 192.0.2.1 or [2001:db8::1]")
+		return refuse("its host is an address in an unusual form; write it as 192.0.2.1 or [2001:db8::1]")
 	}
-	return host, nil
+	return host, ""
 }
 
 func number(label string) bool {
@@ -124,15 +137,13 @@ func number(label string) bool {
 	return ok && strings.Trim(rest, "0123456789abcdef") == ""
 }
 
-func (g *Guard) refusal(raw string, a netip.Addr) error {
-	if why := g.why(a); why != "" {
-		return refuse(raw, "it leads to %s, which is %s; only public addresses are permitted unless the owner of this deployment allows more in the configuration", a, why)
+// leads says why an address is not permitted, or nothing.
+func (g *Guard) leads(a netip.Addr) string {
+	why := g.why(a)
+	if why == "" {
+		return ""
 	}
-	return nil
-}
-
-func refuse(raw, format string, args ...any) error {
-	return athena.Errorf(athena.CodeInvalidRequest, "%s %.200q is not allowed: %s", Field, redact(raw), fmt.Sprintf(format, args...)).At(Field)
+	return fmt.Sprintf("it leads to %s, which is %s; only public addresses are permitted unless the owner of this deployment allows more in the configuration", a, why)
 }
 
 // redact takes out what may be a password: it came from the caller, but errors

@@ -24,7 +24,7 @@ import (
 	"github.com/athena-pipelines/athena/pkg/webhook"
 )
 
-// Cause says why a hook was given up.
+// Cause says why a hook or a batch was given up, or a subscription stopped.
 type Cause string
 
 // The causes.
@@ -35,6 +35,12 @@ const (
 	Superseded        Cause = "superseded"         // the job was requeued and has moved on
 	JobGone           Cause = "job_gone"           // the job was forgotten
 	Malformed         Cause = "malformed"          // the message cannot be read
+
+	// Of subscriptions alone.
+	KeyRevoked    Cause = "key_revoked"   // the key that made it was revoked or has expired
+	ChangesLost   Cause = "changes_lost"  // what comes next is no longer kept
+	FilterFailed  Cause = "filter_failed" // what it wants cannot be told
+	Inexpressible Cause = "inexpressible" // a change has no form in the envelope
 )
 
 // HeaderCause bears the cause on a dead letter.
@@ -188,10 +194,7 @@ func (r *run) retry(ctx context.Context, h *webhook.Hook, answer webhook.Answer,
 	if h.Attempts > len(r.cfg.Backoff) {
 		return r.bury(ctx, h, AttemptsExhausted, out)
 	}
-	delay := jitter(r.cfg.Backoff[h.Attempts-1])
-	if answer.Status == http.StatusTooManyRequests || answer.Status == http.StatusServiceUnavailable {
-		delay = max(delay, min(answer.RetryAfter, maxRetryAfter))
-	}
+	delay := r.cfg.delay(h.Attempts, answer)
 	if time.Since(h.Created)+delay > maxAge {
 		return r.bury(ctx, h, AttemptsExhausted, out)
 	}

@@ -1,5 +1,5 @@
 // Package deliver is the worker that announces the end of deferred jobs to
-// their webhooks.
+// their webhooks, and that sends changes to the webhooks of subscriptions.
 //
 // A hook is a message next to the event that ended its job. Any number of
 // workers share one consumer of hooks. An attempt that failed is continued by a
@@ -15,6 +15,15 @@
 //     receiver's answer and the acknowledgement repeats the message.
 //  2. All attempts to announce one end of a job bear the same webhook-id.
 //  3. A receiver that is slow or gone takes no more than its share of a worker.
+//
+// Of subscriptions, each of which is a sequence of batches:
+//
+//  4. One worker at a time serves a subscription. A batch follows when the one
+//     before was taken or stands in ATH_DEAD, and the cursor behind it is
+//     stored. So a receiver has the changes in order and each at least once; a
+//     worker that is lost in between repeats the batch.
+//  5. A batch that is tried again holds the same changes and bears the same
+//     webhook-id, also by another worker; a batch of other changes bears another.
 package deliver
 
 import (
@@ -22,6 +31,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"sync"
 	"time"
 
@@ -57,6 +67,7 @@ const (
 	Retried   Result = "retried"  // the attempt failed; the next one is stored
 	Parked    Result = "parked"   // made way, since its host was busy
 	Dead      Result = "dead"     // given up; the dead letter is stored
+	Stopped   Result = "stopped"  // nothing more is sent to the subscription
 	Returned  Result = "returned" // to the bus, which could not be reached or lags
 )
 
@@ -82,6 +93,11 @@ type Config struct {
 	AckWait time.Duration
 	// Grace is how long requests under way may take when Run is to end; 10 s.
 	Grace time.Duration
+	// Recheck is how often a subscription that cannot be served, or for which
+	// there is nothing, is looked at again; 5 s.
+	Recheck time.Duration
+	// Lease is how long a lost worker's subscriptions wait for another one; 15 s.
+	Lease time.Duration
 }
 
 func (c Config) withDefaults() Config {
@@ -107,7 +123,23 @@ func (c Config) withDefaults() Config {
 	if c.Grace <= 0 {
 		c.Grace = 10 * time.Second
 	}
+	if c.Recheck <= 0 {
+		c.Recheck = 5 * time.Second
+	}
+	if c.Lease <= 0 {
+		c.Lease = 15 * time.Second
+	}
 	return c
+}
+
+// delay is the wait after a number of attempts, of which the last one was
+// answered so.
+func (c Config) delay(attempts int, answer webhook.Answer) time.Duration {
+	d := jitter(c.Backoff[attempts-1])
+	if answer.Status == http.StatusTooManyRequests || answer.Status == http.StatusServiceUnavailable {
+		d = max(d, min(answer.RetryAfter, maxRetryAfter))
+	}
+	return d
 }
 
 // A Worker delivers hooks. Its fields are set once, before Run.

@@ -77,7 +77,7 @@ func (b *bench) worker(on *bus.Bus, cfg Config) *Worker {
 
 // start runs a worker until the test ends or the returned function is called,
 // which waits for it.
-func (b *bench) start(w *Worker) (stop func()) {
+func (b *bench) start(w interface{ Run(context.Context) error }) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- w.Run(ctx) }()
