@@ -2,7 +2,7 @@
 // processes, and prints each figure beside its target from the design and beside
 // what the machine can do at all, measured in the same run.
 //
-//	go run ./bench            # everything, some six minutes
+//	go run ./bench            # everything, some fifteen minutes
 //	go run ./bench -run sync  # what matches
 //	go run ./bench -quick     # smaller sizes, for a look
 package main
@@ -58,6 +58,13 @@ func benches() []bench {
 		{"thaw", rig.Config{Inside: true}, thaw},
 		{"takeover", rig.Config{Workers: 2}, takeover},
 		{"result", rig.Config{Workers: 1}, largeResult},
+		{"cdc-bulk", rig.Config{Workers: 1, Postgres: cdcPostgres}, drain("bulk changes", 2_000_000, 10_000, 75_000, 0.75)},
+		{"cdc-single", rig.Config{Workers: 1, Postgres: cdcPostgres}, drain("one-row transactions", 500_000, 1, 40_000, 0.6)},
+		{"cdc-latency", rig.Config{Workers: 1, Postgres: cdcPostgres}, latency("always", 50)},
+		{"cdc-latency-unsynced", rig.Config{Workers: 1, Postgres: cdcPostgres, Sync: "2m"}, latency("2m", 25)},
+		{"cdc-large", rig.Config{Workers: 1, Postgres: cdcPostgres}, largeTransaction},
+		{"cdc-snapshot", rig.Config{Workers: 1, Postgres: cdcPostgres}, snapshotRate},
+		{"cdc-subscribers", rig.Config{Workers: 1, Postgres: cdcPostgres}, idleSubscribers},
 	}
 }
 

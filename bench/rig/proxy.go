@@ -14,11 +14,11 @@ type Proxy struct {
 	running  sync.WaitGroup
 
 	mu      sync.Mutex
-	changed *sync.Cond // frozen or closed has
-	open    map[net.Conn]bool
-	frozen  bool // bytes are taken in and go nowhere
-	refuse  bool // new connections are closed
-	rate    int  // bytes a second in each direction of a connection; 0 is no limit
+	changed *sync.Cond        // frozen or closed has
+	open    map[net.Conn]bool // true: stranded
+	frozen  bool              // bytes are taken in and go nowhere
+	refuse  bool              // new connections are closed
+	rate    int               // bytes a second in each direction of a connection; 0 is no limit
 	closed  bool
 }
 
@@ -72,6 +72,16 @@ func (p *Proxy) Freeze(yes bool) {
 	p.changed.Broadcast()
 }
 
+// Strand has nothing go through the connections that there are, for good, and
+// leaves them open. New ones are let through.
+func (p *Proxy) Strand() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for c := range p.open {
+		p.open[c] = true
+	}
+}
+
 // Slow bounds the bytes that go through each direction of a connection in a
 // second; 0 lifts it.
 func (p *Proxy) Slow(bytes int) {
@@ -83,7 +93,7 @@ func (p *Proxy) Slow(bytes int) {
 // Close ends the proxy and its connections.
 func (p *Proxy) Close() {
 	p.mu.Lock()
-	p.closed = true
+	p.closed = true // and what is stranded goes on to its end
 	p.changed.Broadcast()
 	p.listener.Close()
 	p.cut()
@@ -129,7 +139,7 @@ func (p *Proxy) enter(c net.Conn) bool {
 		c.Close()
 		return false
 	}
-	p.open[c] = true
+	p.open[c] = false
 	return true
 }
 
@@ -144,11 +154,11 @@ func (p *Proxy) pipe(to, from net.Conn) {
 	buf := make([]byte, 32<<10)
 	for {
 		most := len(buf)
-		if rate := p.pass(); rate > 0 {
+		if rate := p.pass(from); rate > 0 {
 			most = min(most, max(1, rate/20))
 		}
 		n, err := from.Read(buf[:most])
-		if rate := p.pass(); rate > 0 {
+		if rate := p.pass(from); rate > 0 {
 			time.Sleep(time.Duration(n) * time.Second / time.Duration(rate))
 		}
 		if n > 0 {
@@ -163,10 +173,10 @@ func (p *Proxy) pipe(to, from net.Conn) {
 }
 
 // pass waits for as long as nothing may go through, and returns the rate.
-func (p *Proxy) pass() int {
+func (p *Proxy) pass(from net.Conn) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for p.frozen && !p.closed {
+	for (p.frozen || p.open[from]) && !p.closed {
 		p.changed.Wait()
 	}
 	return p.rate

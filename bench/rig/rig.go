@@ -8,6 +8,7 @@ package rig
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -45,6 +46,8 @@ type Config struct {
 	// Settings are added to the server's configuration, as YAML, and
 	// WorkerSettings to each worker's.
 	Settings, WorkerSettings string
+	// Sync is the broker's setting of that name, always if empty.
+	Sync string
 	// Postgres are settings of the database server.
 	Postgres map[string]string
 	// Proxied has Athena's processes reach the database through Rig.Proxy.
@@ -119,6 +122,7 @@ nats:
     listen: 127.0.0.1:`+broker+`
     user: rig
     password: `+password+`
+    sync: `+cmp.Or(cfg.Sync, "always")+`
 worker:
   enabled: `+strconv.FormatBool(cfg.Inside)+`
 `+cfg.Settings)
