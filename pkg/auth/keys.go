@@ -207,6 +207,21 @@ func (k *Keys) Verify(ctx context.Context, presented string) (*Principal, error)
 	return c.principal, nil
 }
 
+// Principal returns who the key with a public id stands for: unauthenticated once
+// it is over, and not_found if this process has not heard of it. It asks for no
+// secret: it is for what a key has ordered and which goes on without it. The
+// Principal is shared and must not be changed.
+func (k *Keys) Principal(ctx context.Context, id string) (*Principal, error) {
+	if err := k.mirror.Wait(ctx); err != nil {
+		return nil, athena.Wrap(athena.CodeBusUnavailable, err, "the keys have not been read yet on this process")
+	}
+	e := k.mirror.Load(id)
+	if e == nil || e.Value.err != nil || e.Value.principal == nil {
+		return nil, errNoSuchKey
+	}
+	return e.Value.principal, e.Value.over(time.Now())
+}
+
 // over says why a key is no longer good, or nil.
 func (c *cached) over(now time.Time) error {
 	switch {

@@ -85,6 +85,14 @@ func TestKeysLiveAndEnd(t *testing.T) {
 		t.Fatalf("on another process: %v", err)
 	}
 
+	if p, err := there.Principal(ctx, key.ID); err != nil || p.Key != key.ID || fmt.Sprint(p.Clients) != "[shop]" {
+		t.Errorf("by its id: %v, %v", p, err)
+	}
+	for _, id := range []string{"", "0123456789abcdef", key.ID + ".used"} {
+		_, err = there.Principal(ctx, id)
+		wantCode(t, err, athena.CodeNotFound)
+	}
+
 	entry, err := kv.Get(ctx, key.ID)
 	if err != nil {
 		t.Fatal(err)
@@ -108,6 +116,10 @@ func TestKeysLiveAndEnd(t *testing.T) {
 	_, err = here.Verify(ctx, plain)
 	if e := wantCode(t, err, athena.CodeUnauthenticated); !strings.Contains(e.Message, "revoked") {
 		t.Errorf("a revoked key got %v", e)
+	}
+	_, err = here.Principal(ctx, key.ID)
+	if e := wantCode(t, err, athena.CodeUnauthenticated); !strings.Contains(e.Message, "revoked") {
+		t.Errorf("by its id a revoked key got %v", e)
 	}
 	select {
 	case id := <-over:
