@@ -28,6 +28,7 @@ import (
 	"github.com/athena-pipelines/athena/pkg/auth"
 	"github.com/athena-pipelines/athena/pkg/bus"
 	"github.com/athena-pipelines/athena/pkg/catalog"
+	"github.com/athena-pipelines/athena/pkg/changefeed"
 	"github.com/athena-pipelines/athena/pkg/config"
 	"github.com/athena-pipelines/athena/pkg/deferred"
 	"github.com/athena-pipelines/athena/pkg/dispatch"
@@ -39,6 +40,7 @@ import (
 	"github.com/athena-pipelines/athena/pkg/secret"
 	"github.com/athena-pipelines/athena/pkg/telemetry"
 	"github.com/athena-pipelines/athena/pkg/webhook"
+	"github.com/athena-pipelines/athena/workers/capture"
 	worker "github.com/athena-pipelines/athena/workers/deferred"
 	"github.com/athena-pipelines/athena/workers/deliver"
 )
@@ -74,6 +76,8 @@ type app struct {
 	observer   *ops.Observer
 	dispatcher *dispatch.Dispatcher
 	store      *deferred.Store
+	changes    *changefeed.Store
+	feeds      *changefeed.Feeds
 }
 
 // newApp connects to the bus, makes sure of its streams, and wires the rest
@@ -109,8 +113,14 @@ func newApp(ctx context.Context, cfg *config.Settings, getenv func(string) strin
 	a.recorder = ops.NewRecorder(b, a.metrics, log)
 	a.observer = ops.NewObserver(a.metrics, log, a.recorder)
 	a.dispatcher = &dispatch.Dispatcher{Resolver: a.resolver, Observer: a.observer}
-	a.store, err = deferred.NewStore(b)
-	return a, err
+	if a.store, err = deferred.NewStore(b); err != nil {
+		return nil, err
+	}
+	if a.changes, err = changefeed.NewStore(ctx, b, log); err != nil {
+		return nil, err
+	}
+	a.feeds = changefeed.NewFeeds(a.changes, log)
+	return a, nil
 }
 
 func (a *app) supports(e athena.Engine) athena.Capabilities { return a.drivers[e].Supports }
@@ -139,7 +149,7 @@ func (a *app) run(ctx context.Context, parts ...func(context.Context) error) err
 	defer stop()
 	base, below := errgroup.WithContext(below)
 	front, ctx := errgroup.WithContext(ctx)
-	for _, part := range []func(context.Context) error{a.catalog.Run, a.keys.Run, a.recorder.Run} {
+	for _, part := range []func(context.Context) error{a.catalog.Run, a.keys.Run, a.recorder.Run, a.changes.Run, a.feeds.Run} {
 		base.Go(func() error { return part(below) })
 	}
 	front.Go(func() error { // the parts end when what they stand on does
@@ -171,7 +181,8 @@ func (h hooks) Secret(key string) []byte { return webhook.Derive(h.keyring.Deriv
 
 func (a *app) guard() *webhook.Guard { return &webhook.Guard{Allow: a.cfg.Webhooks.AllowPrivate} }
 
-// worker is the part that runs deferred queries and delivers webhooks.
+// worker is the part that runs deferred queries, delivers webhooks, and captures
+// changes.
 func (a *app) worker() func(context.Context) error {
 	id := cmp.Or(a.cfg.Worker.ID, defaultWorkerID())
 	log := a.log.With(telemetry.KeyWorker, id)
@@ -188,6 +199,12 @@ func (a *app) worker() func(context.Context) error {
 		Observe: func(o deliver.Outcome) { a.metrics.WebhookTried(string(o.Result)) },
 		Config:  deliver.Config{Grace: a.cfg.Limits.ShutdownTimeout.Std() / 2},
 	}
+	subscriptions := a.subscriptions(id)
+	captures := capture.New(capture.Config{
+		ID: id, Bus: a.broker.bus, Store: a.changes, Dispatcher: a.dispatcher, Catalog: a.catalog,
+		Leases: bus.NewLeases(a.broker.bus, bus.BucketLeases), Log: a.log, Serves: a.serves(),
+		SpillDir: filepath.Join(a.cfg.DataDir, "spill"), SpillMost: int64(a.cfg.CDC.SpillMax), SpillMemory: int64(a.cfg.CDC.SpillMemory),
+	})
 	return func(ctx context.Context) error {
 		if err := a.catalog.Ready(ctx); err != nil {
 			return err
@@ -195,6 +212,8 @@ func (a *app) worker() func(context.Context) error {
 		g, ctx := errgroup.WithContext(ctx)
 		g.Go(func() error { return jobs.Run(ctx) })
 		g.Go(func() error { return deliveries.Run(ctx) })
+		g.Go(func() error { return subscriptions.Run(ctx) })
+		g.Go(func() error { return captures.Run(ctx) })
 		return g.Wait()
 	}
 }

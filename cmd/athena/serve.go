@@ -242,7 +242,7 @@ func (p *program) newServer(ctx context.Context, cfg *config.Settings, adminKey 
 func (s *server) run(ctx context.Context, ready func()) error {
 	defer s.close()
 	announce := func(ctx context.Context) error {
-		err := errors.Join(s.catalog.Ready(ctx), s.keys.Ready(ctx))
+		err := errors.Join(s.catalog.Ready(ctx), s.keys.Ready(ctx), s.changes.Ready(ctx))
 		if ctx.Err() != nil {
 			return nil
 		}

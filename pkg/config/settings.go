@@ -30,6 +30,7 @@ type Settings struct {
 	Worker         Worker         `koanf:"worker"`
 	Limits         Limits         `koanf:"limits"`
 	Deferred       Deferred       `koanf:"deferred"`
+	CDC            CDC            `koanf:"cdc"`
 	Webhooks       Webhooks       `koanf:"webhooks"`
 	OTLP           OTLP           `koanf:"otlp"`
 
@@ -117,6 +118,12 @@ type Deferred struct {
 	SegmentBytes    Bytes           `koanf:"segment_bytes" min:"64KiB" max:"64MiB" doc:"size of one segment of a larger result, before compression"`
 }
 
+// CDC bounds the capture of changes.
+type CDC struct {
+	SpillMemory Bytes `koanf:"spill_memory" min:"1MiB" max:"4GiB" doc:"how much of transactions that are not yet committed a capture holds in memory; more goes to data_dir/spill"`
+	SpillMax    Bytes `koanf:"spill_max" min:"0" doc:"most that a capture may put there; beyond it large transactions wait at the database. 0 is what the disk has"`
+}
+
 // Webhooks say where webhooks may go.
 type Webhooks struct {
 	AllowPrivate []netip.Prefix `koanf:"allow_private" doc:"private, loopback and link-local networks that webhooks may reach; none if empty"`
@@ -143,6 +150,7 @@ func Default(getenv func(string) string) *Settings {
 			ShutdownTimeout: athena.Duration(20 * time.Second),
 			SyncTimeout:     athena.Duration(time.Minute),
 		},
+		CDC: CDC{SpillMemory: 16 << 20},
 		Deferred: Deferred{
 			DefaultDeadline: athena.Duration(24 * time.Hour),
 			MaxDeadline:     athena.Duration(168 * time.Hour),

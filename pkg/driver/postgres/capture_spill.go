@@ -27,6 +27,7 @@ type spool struct {
 	open   map[uint32]*spooled // by transaction id
 	memory int64
 	disk   int64
+	spills int // how often something went to disk
 }
 
 // A spooled transaction. Its file, if it has one, comes before its memory.
@@ -111,6 +112,7 @@ func (s *spool) spill() error {
 	crashpoint.Here(crashpoint.CDCSpilled)
 	t.size += n
 	s.disk += n
+	s.spills++
 	s.memory -= n
 	t.memory = t.memory[:0]
 	if cap(t.memory) > 1<<20 {
@@ -187,7 +189,7 @@ func (s *spool) drop(t *spooled) error {
 	return errors.Join(t.file.Close(), os.Remove(t.file.Name()))
 }
 
-// prepared marks a transaction that waits for COMMIT PREPARED.
+// prepare marks a transaction that waits for COMMIT PREPARED.
 func (s *spool) prepare(xid uint32, at uint64) {
 	t := s.open[xid]
 	if t == nil { // it changed nothing

@@ -1,0 +1,494 @@
+package postgres
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/athena-pipelines/athena/pkg/driver"
+)
+
+// A changeStream reads a slot. Three goroutines share the work while it runs:
+// one receives, so that the network is drained while changes are encoded; one
+// decodes and hands over; one answers the server, whatever the others wait for.
+type changeStream struct {
+	backend *Backend
+	cfg     driver.ChangeConfig
+	conn    *logConn
+	spool   *spool
+	decoder decoder
+
+	interrupts chan struct{}
+	wake       chan struct{} // the server is to be told something
+	urgent     atomic.Bool   // at once
+	interval   time.Duration // the server is told at least this often
+
+	mu sync.Mutex
+	// handed is the mark of the last transaction that the sink was given;
+	// confirmed the highest mark that it has confirmed; idle is how far the log
+	// is known to hold nothing for us behind handed.
+	handed, confirmed, idle uint64
+	floor                   uint64 // of undecided prepared transactions; 0 is none
+	covered                 uint64 // the highest mark that is on record: see ChangeConfig.Confirmed
+	coveredAt               time.Time
+	told                    uint64 // to the server
+	serverEnd               uint64
+	committed, heard        time.Time
+	behind                  bool // messages wait to be decoded
+	spilled                 int64
+}
+
+const (
+	defaultSpillMemory = 16 << 20
+	// batchesAhead is how many batches may wait to be decoded.
+	batchesAhead = 8
+	// coverEvery is how often an idle mark is put on record, unless the server
+	// waits for it.
+	coverEvery = time.Second
+)
+
+// OpenChanges connects to the slot and starts to read it. It fails with a
+// *driver.SourceLost if the slot is gone, or is not where it was left.
+func (b *Backend) OpenChanges(ctx context.Context, cfg driver.ChangeConfig) (driver.ChangeStream, error) {
+	s, err := b.openChanges(ctx, cfg)
+	if err != nil {
+		return nil, err // not s: a typed nil would not compare equal to nil
+	}
+	return s, nil
+}
+
+func (b *Backend) openChanges(ctx context.Context, cfg driver.ChangeConfig) (_ *changeStream, err error) {
+	conn, err := b.connectReplication(ctx, cfg.Client)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			closeReplication(conn)
+		}
+	}()
+	covered, err := parseLSN(cfg.Confirmed)
+	if err != nil {
+		return nil, fmt.Errorf("postgres: the mark %q is none of ours: %w", cfg.Confirmed, err)
+	}
+	if err := b.verifySource(ctx, conn, cfg); err != nil {
+		return nil, err
+	}
+	slot, err := b.claimSlot(ctx, conn, cfg, covered)
+	if err != nil {
+		return nil, err
+	}
+	publications, err := b.publications(ctx, cfg.ChangeSetup)
+	if err != nil {
+		return nil, err
+	}
+	if len(publications) == 0 {
+		return nil, &driver.SourceLost{Code: "publication_missing", Message: fmt.Sprintf(
+			"the publication %q does not exist any more, so that changes made since it was dropped may be missing; disable the capture and enable it again", cfg.Publication)}
+	}
+	pool, err := newSpool(cfg.SpillDir, cmp.Or(cfg.SpillMemory, defaultSpillMemory), cfg.SpillMost)
+	if err != nil {
+		return nil, err
+	}
+	s := &changeStream{
+		backend: b, cfg: cfg, conn: conn, spool: pool,
+		interrupts: make(chan struct{}, 1), wake: make(chan struct{}, 1),
+		handed: slot.confirmed, confirmed: slot.confirmed, told: slot.confirmed, covered: max(covered, slot.confirmed),
+	}
+	s.decoder.init(s)
+	settings, err := simpleQuery(ctx, conn.pg, `SELECT setting, (SELECT setting FROM pg_settings WHERE name = 'server_encoding')
+		FROM pg_settings WHERE name = 'wal_sender_timeout'`)
+	if err != nil || len(settings) != 1 {
+		return nil, fmt.Errorf("postgres: settings of the server: %w", err)
+	}
+	s.interval = statusInterval(settings[0][0])
+	if settings[0][1] == "SQL_ASCII" {
+		// Asked for UTF-8 the server would end the stream at the first bytes
+		// that are none; so they come as they are, and are looked at here.
+		if _, err := simpleQuery(ctx, conn.pg, "SET client_encoding = 'SQL_ASCII'"); err != nil {
+			return nil, err
+		}
+		s.decoder.checkText = true
+	}
+	version := serverMajor(conn.pg)
+	err = pglogrepl.StartReplication(ctx, conn.pg, cfg.Slot, 0, pglogrepl.StartReplicationOptions{
+		Mode: pglogrepl.LogicalReplication, PluginArgs: pluginArgs(version, cfg, publications, slot.twoPhase),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// pluginArgs are what pgoutput is asked for: the highest version of the protocol
+// that the server speaks.
+func pluginArgs(version int, cfg driver.ChangeConfig, publications []string, twoPhase bool) []string {
+	names := make([]string, len(publications))
+	for i, p := range publications {
+		names[i] = pgx.Identifier{p}.Sanitize()
+	}
+	proto := 2 // 14: streaming of large transactions
+	switch {
+	case version >= 16: // streaming by parallel workers, which we do not ask for
+		proto = 4
+	case version >= 15: // two-phase commit
+		proto = 3
+	}
+	args := []string{
+		fmt.Sprintf("proto_version '%d'", proto),
+		"publication_names " + quoteLiteral(strings.Join(names, ",")),
+		"messages 'true'",
+	}
+	if !cfg.NoStreaming {
+		args = append(args, "streaming 'on'")
+	}
+	if version >= 16 && cfg.LocalOnly {
+		args = append(args, "origin 'none'")
+	}
+	if version >= 15 && twoPhase {
+		args = append(args, "two_phase 'on'")
+	}
+	return args
+}
+
+// statusInterval is well below the time after which the server gives us up.
+func statusInterval(walSenderTimeout string) time.Duration {
+	d, err := time.ParseDuration(walSenderTimeout + "ms")
+	if err != nil || d <= 0 {
+		return 10 * time.Second
+	}
+	return max(200*time.Millisecond, min(10*time.Second, d/4))
+}
+
+// Run reads until ctx is done. The connection is of no further use then.
+func (s *changeStream) Run(ctx context.Context, sink driver.ChangeSink) error {
+	g, work := errgroup.WithContext(ctx)
+	full := make(chan *batch, batchesAhead)
+	empty := make(chan *batch, batchesAhead+2)
+	for range cap(empty) {
+		empty <- &batch{}
+	}
+	stop := context.AfterFunc(work, s.conn.interrupt)
+	defer stop()
+	g.Go(func() error {
+		defer close(full)
+		return s.receive(work, full, empty)
+	})
+	g.Go(func() error { return s.answer(work) })
+	g.Go(func() error { return s.decode(work, sink, full, empty) })
+	err := g.Wait()
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+func (s *changeStream) receive(ctx context.Context, full chan<- *batch, empty <-chan *batch) error {
+	for {
+		var b *batch
+		select {
+		case b = <-empty:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		b.data, b.items = b.data[:0], b.items[:0]
+		if cap(b.data) > 8*batchBytes {
+			b.data = nil // a large value passed
+		}
+		err := s.conn.receive(b, s.hurry)
+		if len(b.items) > 0 {
+			s.mu.Lock()
+			s.heard, s.behind = time.Now(), true
+			s.mu.Unlock()
+			select {
+			case full <- b:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		if err != nil {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			return err
+		}
+	}
+}
+
+func (s *changeStream) decode(ctx context.Context, sink driver.ChangeSink, full <-chan *batch, empty chan<- *batch) error {
+	defer func() { _ = s.spool.close() }() // its files are removed at the next start too
+	d := &s.decoder
+	d.sink = sink
+	for {
+		select {
+		case b, ok := <-full:
+			if !ok {
+				return nil // receive has the error
+			}
+			for _, it := range b.items {
+				if it.keepalive {
+					s.quiet(it.end)
+					continue
+				}
+				if err := d.message(ctx, b.data[it.from:it.to]); err != nil {
+					return err
+				}
+			}
+			s.mu.Lock()
+			s.behind = len(full) > 0
+			s.spilled = s.spool.disk
+			s.mu.Unlock()
+			empty <- b
+		case <-s.interrupts:
+			if d.tx.open {
+				continue // Pause follows the transaction
+			}
+			if err := sink.Pause(ctx); err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// quiet notes that the log holds nothing for us up to a place, behind what was
+// handed over.
+func (s *changeStream) quiet(end uint64) {
+	s.mu.Lock()
+	s.serverEnd = max(s.serverEnd, end)
+	if !s.decoder.tx.open {
+		s.idle = max(s.idle, end)
+	}
+	s.mu.Unlock()
+	s.poke()
+}
+
+// hand notes that a transaction is handed over.
+func (s *changeStream) hand(end uint64, at time.Time) {
+	s.mu.Lock()
+	s.handed, s.committed = end, at
+	s.serverEnd = max(s.serverEnd, end)
+	s.mu.Unlock()
+}
+
+// setFloor notes the oldest undecided prepared transaction. The server sends it
+// again after a restart only if nothing behind its PREPARE was confirmed.
+func (s *changeStream) setFloor() {
+	at, ok := s.spool.floor()
+	if !ok {
+		at = 0
+	}
+	s.mu.Lock()
+	s.floor = at
+	s.mu.Unlock()
+}
+
+// Confirm notes that everything up to mark is stored.
+func (s *changeStream) Confirm(mark string) {
+	lsn, err := parseLSN(mark)
+	if err != nil {
+		return // no mark of ours: nothing is confirmed by it
+	}
+	s.mu.Lock()
+	s.confirmed = max(s.confirmed, lsn)
+	s.covered = max(s.covered, lsn) // it stands in the stream
+	s.mu.Unlock()
+	s.poke()
+}
+
+// flushable is what the server may forget: no more than what is stored, beyond
+// that only what holds nothing for us, and nothing of an undecided prepared
+// transaction.
+func (s *changeStream) flushable() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f := s.confirmed
+	if s.confirmed >= s.handed {
+		f = max(f, s.idle)
+	}
+	if s.floor > 0 {
+		f = min(f, s.floor)
+	}
+	return max(f, s.told) // it never goes back
+}
+
+// answer tells the server how far we are: when there is news, when it asks, and
+// often enough that it does not give us up.
+func (s *changeStream) answer(ctx context.Context) error {
+	tick := time.NewTicker(s.interval)
+	defer tick.Stop()
+	for {
+		urgent := false
+		select {
+		case <-s.wake:
+			urgent = s.urgent.Swap(false)
+		case <-tick.C:
+			urgent = true
+		case <-ctx.Done():
+			// A last word, so that a clean stop leaves nothing to send again.
+			_ = s.tell(context.WithoutCancel(ctx))
+			return ctx.Err()
+		}
+		if !urgent && s.flushable() == s.toldSoFar() {
+			continue
+		}
+		if err := s.tell(ctx); err != nil {
+			return err
+		}
+		if !urgent { // news is gathered for a moment
+			select {
+			case <-time.After(20 * time.Millisecond):
+			case <-ctx.Done():
+			}
+		}
+	}
+}
+
+func (s *changeStream) toldSoFar() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.told
+}
+
+// tell sends a status. What goes beyond the marks of the stream is put on record
+// first: or a slot that was made anew could not be told from this one.
+func (s *changeStream) tell(ctx context.Context) error {
+	to := s.flushable()
+	s.mu.Lock()
+	covered, wait := s.covered, time.Since(s.coveredAt) < coverEvery && !s.urgent.Load()
+	s.mu.Unlock()
+	if to > covered {
+		switch {
+		case s.cfg.Confirming == nil:
+		case wait:
+			to = covered
+			time.AfterFunc(coverEvery, s.poke)
+		default:
+			rctx, cancel := context.WithTimeout(ctx, statusTimeout)
+			err := s.cfg.Confirming(rctx, formatLSN(to))
+			cancel()
+			if err != nil {
+				to = covered // the bus is ill; the server keeps a little more
+			}
+		}
+		s.mu.Lock()
+		if to > s.covered {
+			s.covered, s.coveredAt = to, time.Now()
+		}
+		s.mu.Unlock()
+	}
+	if err := s.conn.status(to); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.told = max(s.told, to)
+	s.mu.Unlock()
+	return nil
+}
+
+// poke has the server told the news.
+func (s *changeStream) poke() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// hurry has the server told at once: it waits for it.
+func (s *changeStream) hurry() {
+	s.urgent.Store(true)
+	s.poke()
+}
+
+// Interrupt has Pause called soon.
+func (s *changeStream) Interrupt() {
+	select {
+	case s.interrupts <- struct{}{}:
+	default:
+	}
+}
+
+// Snapshot opens a reader of one table beside the stream.
+func (s *changeStream) Snapshot(ctx context.Context, t driver.SnapshotTable) (driver.TableReader, error) {
+	r, err := s.backend.newTableReader(ctx, s.cfg.ChangeSetup, t, s.decoder.recent.any)
+	if err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// Lag says how far behind the stream is.
+func (s *changeStream) Lag() driver.ChangeLag {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	l := driver.ChangeLag{Committed: s.committed, Heard: s.heard, Spilled: s.spilled}
+	l.CaughtUp = !s.behind && s.confirmed >= s.handed
+	if done := max(s.confirmed, s.told); s.serverEnd > done {
+		l.Bytes = int64(s.serverEnd - done)
+	}
+	return l
+}
+
+// Close ends the connection.
+func (s *changeStream) Close(ctx context.Context) error {
+	closeReplication(s.conn)
+	return nil
+}
+
+// closeReplication cuts a connection in the midst of replication; the server
+// sees it at once, and frees the slot.
+func closeReplication(c *logConn) {
+	ctx, cancel := context.WithTimeout(context.Background(), closeGrace)
+	defer cancel()
+	_ = c.pg.Close(ctx)
+}
+
+// recentTransactions are the last ones that were handed over. Methods are safe
+// for concurrent use.
+type recentTransactions struct {
+	mu   sync.Mutex
+	ring []uint32
+	next int
+	set  map[uint32]struct{}
+}
+
+// recentMost is more than the connections of a server: of each only the last
+// transaction can still be on its way to being visible.
+const recentMost = 1 << 14
+
+func (r *recentTransactions) add(xid uint32) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.set == nil {
+		r.set = map[uint32]struct{}{}
+	}
+	if len(r.ring) < recentMost {
+		r.ring = append(r.ring, xid)
+	} else {
+		delete(r.set, r.ring[r.next])
+		r.ring[r.next] = xid
+		r.next = (r.next + 1) % recentMost
+	}
+	r.set[xid] = struct{}{}
+}
+
+// any reports whether one of the transactions was handed over.
+func (r *recentTransactions) any(inProgress []uint64) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, xid := range inProgress {
+		if _, ok := r.set[uint32(xid)]; ok {
+			return true
+		}
+	}
+	return false
+}

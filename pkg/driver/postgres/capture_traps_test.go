@@ -1,0 +1,624 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/athena-pipelines/athena/pkg/cdc"
+	"github.com/athena-pipelines/athena/pkg/driver"
+	"github.com/athena-pipelines/athena/pkg/localpg"
+	"github.com/athena-pipelines/athena/pkg/localpg/pgtest"
+)
+
+// These are the traps of the design (section 4), each by its name.
+
+// streamingServer has the server stream what is larger than 64 kB.
+func streamingServer(t *testing.T) string {
+	t.Helper()
+	return pgtest.Server(t, map[string]string{"logical_decoding_work_mem": "64kB", "max_prepared_transactions": "10", "fsync": "off"}).DSN("postgres")
+}
+
+// other opens one more connection.
+func (r *captureRig) other() *pgx.Conn {
+	r.t.Helper()
+	c, err := pgx.ConnectConfig(context.Background(), r.conn.Config().Copy())
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(func() { c.Close(context.Background()) })
+	return c
+}
+
+func must(t *testing.T, c *pgx.Conn, sql string) {
+	t.Helper()
+	if _, err := c.Exec(context.Background(), sql); err != nil {
+		t.Fatalf("%s: %v", sql, err)
+	}
+}
+
+func (r *captureRig) value(sql string) string {
+	r.t.Helper()
+	var v *string
+	if err := r.conn.QueryRow(context.Background(), sql).Scan(&v); err != nil {
+		r.t.Fatalf("%s: %v", sql, err)
+	}
+	if v == nil {
+		return ""
+	}
+	return *v
+}
+
+// waitFor waits until a query of one boolean is true.
+func (r *captureRig) waitFor(sql string, most time.Duration) {
+	r.t.Helper()
+	for end := time.Now().Add(most); ; time.Sleep(20 * time.Millisecond) {
+		if r.value("SELECT CASE WHEN "+sql+" THEN 'true' END") == "true" {
+			return
+		}
+		if time.Now().After(end) {
+			r.t.Fatalf("after %s it does not hold that %s", most, sql)
+		}
+	}
+}
+
+// Transactions interleave in the log and arrive in the order of their commits:
+// one that began long before the last stored position must not be skipped.
+func TestLongTransactionAcrossARestart(t *testing.T) {
+	t.Parallel()
+	r := newCaptureRig(t, pgtest.DSN(t), `CREATE TABLE t (id int PRIMARY KEY)`, "t")
+	long := r.other()
+	must(t, long, "BEGIN")
+	must(t, long, "INSERT INTO t SELECT generate_series(1001, 1100)")
+	s := newRecorder(t)
+	stop := r.follow(s, nil)
+	for i := range 50 {
+		r.exec("INSERT INTO t VALUES ($1)", i)
+	}
+	s.await("50 rows", s.has(51))
+	must(t, long, "INSERT INTO t SELECT generate_series(1101, 1200)")
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	last := s.changes[len(s.changes)-1].Pos
+	r.exec("INSERT INTO t VALUES (99)")
+	must(t, long, "COMMIT")
+	r.follow(s, func(c *driver.ChangeConfig) { c.After = last })
+	s.await("all rows", s.has(51+1+200))
+	seen := map[string]int{}
+	for _, c := range s.changes {
+		seen[string(c.Key)]++
+	}
+	for key, n := range seen {
+		if n != 1 && key != "" {
+			t.Errorf("row %s came %d times", key, n)
+		}
+	}
+}
+
+// A stream that ended in the midst of a transaction goes on behind the last
+// change that was stored, with the same numbers.
+func TestResumeInTheMidstOfATransaction(t *testing.T) {
+	t.Parallel()
+	for name, streaming := range map[string]bool{"sent whole": false, "streamed": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dsn := pgtest.DSN(t)
+			if streaming {
+				dsn = streamingServer(t)
+			}
+			r := newCaptureRig(t, dsn, `CREATE TABLE t (id int PRIMARY KEY, v text)`, "t")
+			r.exec("INSERT INTO t SELECT g, repeat('v', 200) FROM generate_series(1, 5000) g")
+			full := newRecorder(t)
+			full.hold = true // nothing is confirmed: all of it comes again
+			stop := r.follow(full, nil)
+			full.await("5,000 rows", full.has(5001))
+			if err := stop(); err != nil {
+				t.Fatal(err)
+			}
+			for _, at := range []int{1, 2, 777, 5000} {
+				after := full.changes[at].Pos
+				s := newRecorder(t)
+				s.hold = true
+				s.tables = full.tables
+				stop := r.follow(s, func(c *driver.ChangeConfig) { c.After = after })
+				r.exec("UPDATE t SET v = 'end' WHERE id = 1")
+				s.await("the end", func() bool {
+					return len(s.changes) > 0 && s.changes[len(s.changes)-1].Op == cdc.Update
+				})
+				if err := stop(); err != nil {
+					t.Fatal(err)
+				}
+				want := full.changes[at+1:]
+				if len(s.changes) < len(want) {
+					t.Fatalf("after %s there came %d changes, want %d", after, len(s.changes), len(want))
+				}
+				for i, c := range want {
+					if tellChange(c) != tellChange(s.changes[i]) || c.Pos != s.changes[i].Pos {
+						t.Fatalf("after %s change %d is %s at %s, want %s at %s", after, i, tellChange(s.changes[i]), s.changes[i].Pos, tellChange(c), c.Pos)
+					}
+				}
+			}
+		})
+	}
+}
+
+// Flush never passes an event that is not stored, and does pass what holds
+// nothing for us: an idle database does not hoard its log.
+func TestIdleDatabaseConfirmsWhatHoldsNothing(t *testing.T) {
+	t.Parallel()
+	r := newCaptureRig(t, pgtest.DSN(t), `CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE foreign_table (v text)`, "t")
+	s := newRecorder(t)
+	var recorded atomic.Value
+	recorded.Store("")
+	r.follow(s, func(c *driver.ChangeConfig) {
+		c.Confirming = func(_ context.Context, mark string) error { recorded.Store(mark); return nil }
+	})
+	confirmed := "SELECT confirmed_flush_lsn - '0/0' FROM pg_replication_slots WHERE slot_name = '" + r.cfg.Slot + "'"
+	r.exec("INSERT INTO foreign_table SELECT repeat('f', 1000) FROM generate_series(1, 20000)")
+	at := r.value("SELECT pg_current_wal_lsn() - '0/0'")
+	r.waitFor("("+confirmed+") >= "+at, 20*time.Second)
+	if mark := recorded.Load().(string); mark == "" || mark < formatLSN(mustUint(t, at)) {
+		t.Errorf("the mark %q was on record when %s was confirmed", mark, at)
+	}
+
+	s.mu.Lock()
+	s.hold = true
+	s.mu.Unlock()
+	r.exec("INSERT INTO t VALUES (1)")
+	s.await("the row", s.has(2))
+	held := r.value("SELECT pg_current_wal_lsn() - '0/0'")
+	r.exec("INSERT INTO foreign_table SELECT repeat('f', 1000) FROM generate_series(1, 5000)")
+	time.Sleep(1500 * time.Millisecond) // nothing tells of what must not happen
+	if got := r.value(confirmed); mustUint(t, got) >= mustUint(t, held) {
+		t.Errorf("the server was told %s, beyond the row at %s that is not stored", got, held)
+	}
+	s.mu.Lock()
+	mark := s.marks[len(s.marks)-1]
+	s.mu.Unlock()
+	s.stream.Confirm(mark)
+	r.waitFor("("+confirmed+") >= "+held, 20*time.Second)
+}
+
+func mustUint(t *testing.T, s string) (n uint64) {
+	t.Helper()
+	if _, err := fmt.Sscan(s, &n); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// Keepalives are answered while the sink holds the stream: the server does not
+// give us up.
+func TestKeepalivesAreAnsweredWhileTheSinkBlocks(t *testing.T) {
+	t.Parallel()
+	srv := pgtest.Server(t, map[string]string{"wal_sender_timeout": "1s", "fsync": "off"})
+	r := newCaptureRig(t, srv.DSN("postgres"), `CREATE TABLE t (id int PRIMARY KEY, v text)`, "t")
+	s := newRecorder(t)
+	release := make(chan struct{})
+	held := make(chan struct{}, 1)
+	s.pause = func() error {
+		select {
+		case held <- struct{}{}:
+			<-release
+		default:
+		}
+		return nil
+	}
+	stop := r.follow(s, nil)
+	r.exec("INSERT INTO t VALUES (1, '')")
+	<-held
+	r.exec("INSERT INTO t SELECT g, repeat('x', 1000) FROM generate_series(2, 20000) g") // more than the buffers take
+	time.Sleep(4 * time.Second)                                                          // of a timeout of one
+	close(release)
+	s.await("all rows", s.has(20001))
+	if err := stop(); err != nil {
+		t.Errorf("the stream ended: %v", err)
+	}
+}
+
+// A clean stop of the server does not wait for us.
+func TestServerStopsFastWhileCapturing(t *testing.T) {
+	t.Parallel()
+	srv := pgtest.Server(t, nil)
+	r := newCaptureRig(t, srv.DSN("postgres"), `CREATE TABLE t (id int PRIMARY KEY)`, "t")
+	s := newRecorder(t)
+	stop := r.follow(s, nil)
+	r.exec("INSERT INTO t SELECT generate_series(1, 1000)")
+	s.await("the rows", s.has(1001))
+	begun := time.Now()
+	if err := srv.Restart(t.Context(), localpg.Fast); err != nil {
+		t.Fatal(err)
+	}
+	took := time.Since(begun)
+	t.Logf("stopped and started again within %s", took)
+	if took > 10*time.Second { // it would wait for ever
+		t.Errorf("the server took %s", took)
+	}
+	if err := stop(); err == nil {
+		t.Error("the stream did not say that the server had stopped")
+	}
+}
+
+// On start the slot is looked at, and nothing carries on in silence.
+func TestSourceThatIsNotWhatItWas(t *testing.T) {
+	t.Parallel()
+	r := newCaptureRig(t, pgtest.DSN(t), `CREATE TABLE t (id int PRIMARY KEY)`, "t")
+	conn, err := r.b.connectReplication(t.Context(), "x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	source, err := r.b.source(t.Context(), conn.pg)
+	closeReplication(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := formatLSN(mustUint(t, r.value("SELECT confirmed_flush_lsn - '0/0' FROM pg_replication_slots WHERE slot_name = '"+r.cfg.Slot+"'")))
+	open := func(change func(*driver.ChangeConfig)) string {
+		cfg := r.cfg
+		cfg.Source, cfg.Confirmed = source, at
+		if change != nil {
+			change(&cfg)
+		}
+		st, err := r.b.OpenChanges(t.Context(), cfg)
+		if err == nil {
+			st.Close(t.Context())
+			return ""
+		}
+		var lost *driver.SourceLost
+		if !errors.As(err, &lost) {
+			return err.Error()
+		}
+		if !strings.Contains(lost.Message, "may be missing") && !strings.Contains(lost.Message, "are missing") {
+			t.Errorf("%s does not say what is at stake: %s", lost.Code, lost.Message)
+		}
+		return lost.Code
+	}
+	if got := open(nil); got != "" {
+		t.Fatalf("the slot as it was left: %s", got)
+	}
+	if got := open(func(c *driver.ChangeConfig) { c.Source = "1" + source }); got != "other_source" {
+		t.Errorf("another system: %s", got)
+	}
+	parts := strings.Split(source, "/")
+	if got := open(func(c *driver.ChangeConfig) { c.Source = parts[0] + "/77/" + parts[2] }); got != "other_source" {
+		t.Errorf("another timeline: %s", got)
+	}
+	if got := open(func(c *driver.ChangeConfig) { c.Slot = "athena_none_such" }); got != "slot_missing" {
+		t.Errorf("no slot: %s", got)
+	}
+	r.waitFor("(SELECT NOT active FROM pg_replication_slots WHERE slot_name = '"+r.cfg.Slot+"')", 10*time.Second)
+	r.exec("SET synchronous_commit = on")
+	r.exec("INSERT INTO t VALUES (1)")
+	r.exec("SELECT pg_replication_slot_advance($1, pg_current_wal_lsn())", r.cfg.Slot)
+	if got := open(nil); got != "slot_recreated" {
+		t.Errorf("a slot that somebody moved: %s", got)
+	}
+	r.exec("SELECT pg_drop_replication_slot($1)", r.cfg.Slot)
+	r.exec("SELECT pg_create_logical_replication_slot($1, 'pgoutput')", r.cfg.Slot)
+	if got := open(nil); got != "slot_recreated" {
+		t.Errorf("a slot that was made anew: %s", got)
+	}
+	r.exec("DROP PUBLICATION athena_shop")
+	if got := open(func(c *driver.ChangeConfig) { c.Confirmed = "" }); got != "publication_missing" {
+		t.Errorf("no publication: %s", got)
+	}
+}
+
+// A slot that the server gave up is told from one that lags.
+func TestSlotLostToTheSizeOfTheLog(t *testing.T) {
+	t.Parallel()
+	srv := pgtest.Server(t, map[string]string{"max_slot_wal_keep_size": "1MB", "min_wal_size": "32MB", "max_wal_size": "48MB", "wal_keep_size": "0", "fsync": "off"})
+	r := newCaptureRig(t, srv.DSN("postgres"), `CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE f (v text)`, "t")
+	for range 8 {
+		r.exec("INSERT INTO f SELECT repeat('f', 1000) FROM generate_series(1, 20000)")
+		r.exec("SELECT pg_switch_wal()")
+		r.exec("CHECKPOINT")
+	}
+	_, err := r.b.OpenChanges(t.Context(), r.cfg)
+	var lost *driver.SourceLost
+	if !errors.As(err, &lost) || lost.Code != "slot_lost" {
+		t.Errorf("the error is %v, want slot_lost", err)
+	}
+}
+
+// A slot that a session of ours still holds is taken from it; that of a stranger
+// is not.
+func TestSlotInUse(t *testing.T) {
+	t.Parallel()
+	r := newCaptureRig(t, pgtest.DSN(t), `CREATE TABLE t (id int PRIMARY KEY)`, "t")
+	s := newRecorder(t)
+	stop := r.follow(s, nil)
+	other := newRecorder(t)
+	r.follow(other, nil)
+	r.exec("INSERT INTO t VALUES (1)")
+	other.await("the row", other.has(2))
+	if err := stop(); err == nil && len(s.changes) > 0 {
+		t.Error("both have read")
+	}
+	cfg := r.cfg
+	cfg.Client = "stranger"
+	if _, err := r.b.OpenChanges(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), "is in use by the session") {
+		t.Errorf("the error is %v", err)
+	}
+}
+
+// A savepoint that is rolled back within a transaction that the server streams
+// takes only its own rows with it; what the memory does not hold goes to disk.
+func TestRollbackToSavepointWithinAStreamedTransaction(t *testing.T) {
+	t.Parallel()
+	r := newCaptureRig(t, streamingServer(t), `CREATE TABLE t (id int PRIMARY KEY, v text)`, "t")
+	s := newRecorder(t)
+	stop := r.follow(s, func(c *driver.ChangeConfig) { c.SpillMemory = 64 << 10 })
+	c := r.other()
+	must(t, c, "BEGIN")
+	must(t, c, "INSERT INTO t SELECT g, repeat('a', 100) FROM generate_series(1, 3000) g")
+	must(t, c, "SAVEPOINT s")
+	must(t, c, "INSERT INTO t SELECT g, repeat('b', 100) FROM generate_series(3001, 6000) g")
+	must(t, c, "ROLLBACK TO SAVEPOINT s")
+	must(t, c, "INSERT INTO t SELECT g, repeat('c', 100) FROM generate_series(6001, 9000) g")
+	// An inner one that is released within one that is rolled back goes with it.
+	must(t, c, "SAVEPOINT o")
+	must(t, c, "SAVEPOINT i")
+	must(t, c, "INSERT INTO t SELECT g, repeat('d', 100) FROM generate_series(9001, 12000) g")
+	must(t, c, "RELEASE SAVEPOINT i")
+	must(t, c, "ROLLBACK TO SAVEPOINT o")
+	must(t, c, "COMMIT")
+	s.await("6,000 rows", s.has(6001))
+	r.exec("DELETE FROM t WHERE id = 1")
+	s.await("the end", func() bool { return s.changes[len(s.changes)-1].Op == cdc.Delete })
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	if len(s.changes) != 6002 {
+		t.Errorf("there are %d changes, want a schema, 6,000 rows and the end", len(s.changes))
+	}
+	for i, c := range s.changes[1:6001] {
+		want := i + 1
+		if i >= 3000 {
+			want = i + 3001
+		}
+		if string(c.Key) != fmt.Sprintf(`{"id":%d}`, want) || c.Tx.N != uint64(i+1) {
+			t.Fatalf("change %d is %s", i, tellChange(c))
+		}
+	}
+	if n := s.stream.(*changeStream).spool.spills; n == 0 {
+		t.Error("nothing went to disk: the transaction was not streamed, and the test shows nothing")
+	}
+}
+
+// The chunks of transactions that are streamed interleave; each comes whole, in
+// the order of the commits, and one that is rolled back does not come.
+func TestStreamedTransactionsInterleave(t *testing.T) {
+	t.Parallel()
+	r := newCaptureRig(t, streamingServer(t), `CREATE TABLE t (id int PRIMARY KEY, v text)`, "t")
+	s := newRecorder(t)
+	stop := r.follow(s, func(c *driver.ChangeConfig) { c.SpillMemory = 256 << 10 })
+	conns := []*pgx.Conn{r.other(), r.other(), r.other()}
+	for _, c := range conns {
+		must(t, c, "BEGIN")
+	}
+	for part := range 10 {
+		for i, c := range conns {
+			must(t, c, fmt.Sprintf("INSERT INTO t SELECT g, repeat('x', 100) FROM generate_series(%d, %d) g", i*100000+part*500+1, i*100000+part*500+500))
+		}
+	}
+	must(t, conns[1], "COMMIT")
+	must(t, conns[2], "ROLLBACK")
+	must(t, conns[0], "COMMIT")
+	s.await("10,000 rows", s.has(10001))
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	for i, c := range s.changes[1:] {
+		want := 100000 + i + 1
+		if i >= 5000 {
+			want = i - 5000 + 1
+		}
+		if string(c.Key) != fmt.Sprintf(`{"id":%d}`, want) {
+			t.Fatalf("change %d is %s, want row %d", i, tellChange(c), want)
+		}
+	}
+	if n := s.stream.(*changeStream).spool.spills; n == 0 {
+		t.Error("nothing went to disk: no transaction was streamed")
+	}
+}
+
+// Without room for what is not committed the stream says so, and is opened
+// again with the transactions left at the server.
+func TestNoRoomToSpill(t *testing.T) {
+	t.Parallel()
+	r := newCaptureRig(t, streamingServer(t), `CREATE TABLE t (id int PRIMARY KEY, v text)`, "t")
+	s := newRecorder(t)
+	stop := r.follow(s, func(c *driver.ChangeConfig) { c.SpillMemory, c.SpillMost = 64<<10, 128<<10 })
+	r.exec("INSERT INTO t SELECT g, repeat('x', 1000) FROM generate_series(1, 5000) g")
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		if l := s.stream.Lag(); l.Spilled > 0 {
+			break
+		}
+	}
+	time.Sleep(200 * time.Millisecond)
+	if err := stop(); !errors.Is(err, driver.ErrSpillFull) && err != nil {
+		t.Errorf("the stream ended with %v", err)
+	}
+	r.follow(s, func(c *driver.ChangeConfig) { c.NoStreaming, c.SpillMemory, c.SpillMost = true, 1, 1 })
+	s.await("the rows", s.has(5001))
+}
+
+// Only what is committed counts: a prepared transaction comes when it is
+// committed, also where the slot decodes it when it is prepared.
+func TestPreparedTransactions(t *testing.T) {
+	t.Parallel()
+	for name, twoPhase := range map[string]bool{"slot of ours": false, "slot with two_phase": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newCaptureRig(t, streamingServer(t), `CREATE TABLE t (id int PRIMARY KEY, v text)`, "t")
+			r.exec("SELECT pg_drop_replication_slot($1)", r.cfg.Slot)
+			r.exec("SELECT pg_create_logical_replication_slot($1, 'pgoutput', false, $2)", r.cfg.Slot, twoPhase)
+			s := newRecorder(t)
+			stop := r.follow(s, nil)
+			c := r.other()
+			for _, gid := range []string{"keep", "drop", "large"} {
+				rows := map[string]string{"keep": "1, 3", "drop": "11, 13", "large": "1001, 4000"}[gid]
+				must(t, c, "BEGIN")
+				must(t, c, "INSERT INTO t SELECT g, repeat('x', 100) FROM generate_series("+rows+") g")
+				must(t, c, "PREPARE TRANSACTION '"+gid+"'")
+			}
+			r.exec("INSERT INTO t VALUES (100, 'between')")
+			s.await("the row between", s.has(2))
+			s.await("its confirmation", func() bool { return len(s.marks) > 0 })
+			// A restart before the decision: what was prepared must come again.
+			time.Sleep(100 * time.Millisecond)
+			if err := stop(); err != nil {
+				t.Fatal(err)
+			}
+			after := s.changes[len(s.changes)-1].Pos
+			r.follow(s, func(c *driver.ChangeConfig) { c.After = after })
+			must(t, c, "COMMIT PREPARED 'keep'")
+			must(t, c, "ROLLBACK PREPARED 'drop'")
+			must(t, c, "COMMIT PREPARED 'large'")
+			r.exec("INSERT INTO t VALUES (101, 'end')")
+			s.await("all", s.has(1+1+3+3000+1))
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			var got []string
+			for _, c := range s.changes[1:] {
+				got = append(got, string(c.Key))
+			}
+			want := []string{`{"id":100}`, `{"id":1}`, `{"id":2}`, `{"id":3}`}
+			for i := range 3000 {
+				want = append(want, fmt.Sprintf(`{"id":%d}`, 1001+i))
+			}
+			want = append(want, `{"id":101}`)
+			if strings.Join(got, " ") != strings.Join(want, " ") {
+				t.Errorf("got %.300s", got)
+			}
+		})
+	}
+}
+
+// The cache of tables is by OID and per connection: a table that is renamed,
+// altered, or dropped and made again is described before its next row.
+func TestTablesThatChangeMidStream(t *testing.T) {
+	t.Parallel()
+	r := newCaptureRig(t, pgtest.DSN(t), `CREATE TABLE t (id int PRIMARY KEY, v text)`, "t")
+	s := newRecorder(t)
+	stop := r.follow(s, nil)
+	r.exec("INSERT INTO t VALUES (1, 'a')")
+	r.exec("ALTER TABLE t ADD COLUMN w numeric DEFAULT 1.50")
+	r.exec("INSERT INTO t VALUES (2, 'b', 2)")
+	r.exec("ALTER TABLE t RENAME COLUMN v TO x")
+	r.exec("INSERT INTO t VALUES (3, 'c', 3)")
+	r.exec("ALTER TABLE t DROP COLUMN w, ALTER COLUMN id TYPE bigint")
+	r.exec("UPDATE t SET x = 'd' WHERE id = 3")
+	r.exec("ALTER TABLE t RENAME TO u")
+	r.exec("INSERT INTO u VALUES (4, 'e')")
+	r.exec("ALTER TABLE u RENAME TO t")
+	r.exec("INSERT INTO t VALUES (5, 'f')")
+	r.exec("DROP TABLE t")
+	r.exec("CREATE TABLE t (k text PRIMARY KEY)")
+	r.exec("ALTER PUBLICATION athena_shop SET TABLE t")
+	r.exec("INSERT INTO t VALUES ('anew')")
+	s.want(
+		"schema t id:integer* v:text",
+		`insert t key={"id":1} after={"id":1,"v":"a"} n=1`,
+		"schema t id:integer* v:text w:numeric",
+		`insert t key={"id":2} after={"id":2,"v":"b","w":"2"} n=1`,
+		"schema t id:integer* x:text w:numeric",
+		`insert t key={"id":3} after={"id":3,"x":"c","w":"3"} n=1`,
+		"schema t id:bigint* x:text",
+		`update t key={"id":3} after={"id":3,"x":"d"} n=1`,
+		"schema u id:bigint* x:text",
+		`insert u key={"id":4} after={"id":4,"x":"e"} n=1`,
+		`insert t key={"id":5} after={"id":5,"x":"f"} n=1`,
+		"schema t k:text*",
+		`insert t key={"k":"anew"} after={"k":"anew"} n=1`,
+	)
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// What the publication and the server shape is taken as it comes: partitions
+// under their root, generated columns left out, row filters, column lists.
+func TestShapesOfThePublication(t *testing.T) {
+	t.Parallel()
+	r := newCaptureRig(t, pgtest.DSN(t), `
+		CREATE TABLE p (id int, part int, v text, PRIMARY KEY (part, id)) PARTITION BY LIST (part);
+		CREATE TABLE p1 PARTITION OF p FOR VALUES IN (1);
+		CREATE TABLE p2 (v text, id int NOT NULL, part int NOT NULL);
+		ALTER TABLE p ATTACH PARTITION p2 FOR VALUES IN (2);
+		CREATE TABLE g (id int PRIMARY KEY, a int, b int GENERATED ALWAYS AS (a * 2) STORED);
+		CREATE TABLE f (id int PRIMARY KEY, a int, secret text)`, "p, g, f (id, a) WHERE (id > 10)")
+	s := newRecorder(t)
+	r.follow(s, nil)
+	r.exec("INSERT INTO p VALUES (1, 1, 'a'), (1, 2, 'b')")
+	r.exec("UPDATE p SET part = 2, id = 5 WHERE part = 1")
+	r.exec("INSERT INTO g VALUES (1, 21)")
+	r.exec("INSERT INTO f VALUES (1, 1, 'no'), (11, 1, 'hidden')")
+	r.exec("UPDATE f SET id = 12 WHERE id = 1")
+	s.want(
+		"schema p id:integer* part:integer* v:text",
+		`insert p key={"id":1,"part":1} after={"id":1,"part":1,"v":"a"} n=1`,
+		`insert p key={"id":1,"part":2} after={"id":1,"part":2,"v":"b"} n=2`,
+		`delete p key={"id":1,"part":1} before={"id":1,"part":1} n=1`,
+		`insert p key={"id":5,"part":2} after={"id":5,"part":2,"v":"a"} n=2`,
+		"schema g id:integer* a:integer",
+		`insert g key={"id":1} after={"id":1,"a":21} n=1`,
+		"schema f id:integer* a:integer",
+		`insert f key={"id":11} after={"id":11,"a":1} n=1`,
+		`insert f key={"id":12} after={"id":12,"a":1} n=1`,
+	)
+}
+
+// What replication brought from elsewhere is left out where that is asked for.
+func TestOrigin(t *testing.T) {
+	t.Parallel()
+	srv := pgtest.Server(t, map[string]string{"fsync": "off"})
+	r := newCaptureRig(t, srv.DSN("postgres"), `CREATE TABLE t (id int PRIMARY KEY)`, "t")
+	s := newRecorder(t)
+	r.follow(s, func(c *driver.ChangeConfig) { c.LocalOnly = true })
+	r.exec("SELECT pg_replication_origin_create('elsewhere')")
+	r.exec("SELECT pg_replication_origin_session_setup('elsewhere')")
+	r.exec("INSERT INTO t VALUES (1)")
+	r.exec("SELECT pg_replication_origin_session_reset()")
+	r.exec("INSERT INTO t VALUES (2)")
+	s.want("schema t id:integer*", `insert t key={"id":2} after={"id":2} n=1`)
+}
+
+// A value that is no text in any encoding is handed over as it is, and never
+// changed in silence.
+func TestBytesThatAreNotUTF8(t *testing.T) {
+	t.Parallel()
+	dsn := pgtest.DSN(t)
+	admin, err := pgx.Connect(t.Context(), dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := admin.Config().Database + "_ascii"
+	must(t, admin, "CREATE DATABASE "+name+" ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")
+	t.Cleanup(func() {
+		_, _ = admin.Exec(context.Background(), "DROP DATABASE "+name+" WITH (FORCE)")
+		admin.Close(context.Background())
+	})
+	r := newCaptureRig(t, strings.Replace(dsn, admin.Config().Database, name, 1), `CREATE TABLE t (id int PRIMARY KEY, v text)`, "t")
+	s := newRecorder(t)
+	r.follow(s, nil)
+	r.exec(`SET standard_conforming_strings = on; INSERT INTO t VALUES (1, 'ok'), (2, E'\xff\xfe'), (3, 'ok')`)
+	s.want(
+		"schema t id:integer* v:text",
+		`insert t key={"id":1} after={"id":1,"v":"ok"} n=1`,
+		`insert t key={"id":3} after={"id":3,"v":"ok"} n=3`,
+	)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.rejects) != 1 || s.rejects[0].Op != cdc.Insert || !strings.Contains(string(s.rejects[0].Raw), "\xff\xfe") || !strings.Contains(s.rejects[0].Reason, `"v"`) {
+		t.Errorf("rejected: %+v", s.rejects)
+	}
+}

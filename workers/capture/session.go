@@ -1,0 +1,316 @@
+package capture
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/athena-pipelines/athena/pkg/athena"
+	"github.com/athena-pipelines/athena/pkg/bus"
+	"github.com/athena-pipelines/athena/pkg/cdc"
+	"github.com/athena-pipelines/athena/pkg/changefeed"
+	"github.com/athena-pipelines/athena/pkg/crashpoint"
+	"github.com/athena-pipelines/athena/pkg/driver"
+	"github.com/athena-pipelines/athena/pkg/telemetry"
+)
+
+// A session captures from one opening of the source to the first thing that goes
+// wrong. It is the sink of the source's stream.
+type session struct {
+	*runner
+	capture changefeed.Capture
+	source  driver.ChangeSource
+	backend driver.Backend // the same, to ask what an error means
+	origin  changefeed.Origin
+	*writer
+	versions *versions
+	open     atomic.Pointer[driver.ChangeStream]
+
+	snapshots snapshots
+	noStream  bool // large transactions wait at the source: there was no room for them here
+}
+
+// run captures until ctx is done, and then returns nil, or until something goes
+// wrong.
+func (s *session) run(ctx context.Context) error {
+	end, err := s.store.PrepareStream(ctx, s.capture)
+	if err != nil {
+		return err
+	}
+	known, err := s.store.TableVersions(ctx, s.capture.Client)
+	if err != nil {
+		return err
+	}
+	s.versions = &versions{tables: known}
+	origin, begun, err := s.store.Origin(ctx, s.capture)
+	if err != nil {
+		return err
+	}
+	s.origin = origin
+	var snapshot driver.ChangeSnapshot
+	if !begun {
+		if snapshot, err = s.begin(ctx, end); err != nil {
+			return err
+		}
+		if snapshot != nil {
+			defer func() { _ = snapshot.Close(context.WithoutCancel(ctx)) }()
+		}
+	}
+
+	// Behind what is stored, or where the capture began if that is later: the
+	// stream may hold an earlier capture's changes.
+	last := max(end.Pos, s.origin.Begin)
+	confirmed := max(end.Mark, s.origin.Confirmed)
+	out, err := bus.NewAppender(s.Bus.Conn(), bus.CDCStream(s.capture.Client), end.Sequence)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = out.Close() }()
+	large := &largeValues{js: s.Bus.JetStream(), client: s.capture.Client, maxAge: s.capture.MaxAge.Std(), replicas: s.Bus.Replicas()}
+	most := int(min(s.Bus.Conn().MaxPayload(), bus.MaxPayload)) - headerRoom
+	s.writer = newWriter(s.capture, out, large, most, last, confirmed, s.noteStored)
+	s.status.begin(last)
+
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.writer.Run(gctx) })
+	g.Go(func() error {
+		if !begun && end.Pos != "" {
+			if err := s.noteGap(gctx); err != nil {
+				return err
+			}
+		}
+		if err := s.firstSnapshot(gctx, snapshot); err != nil {
+			return err
+		}
+		if snapshot != nil {
+			_ = snapshot.Close(gctx) // nothing is read from it any more
+		}
+		return s.follow(gctx, last, confirmed)
+	})
+	err = g.Wait()
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// noteGap tells the readers of an earlier capture's changes that this one begins
+// anew: what happened in between is not in the stream.
+func (s *session) noteGap(ctx context.Context) error {
+	content, err := json.Marshal(map[string]any{"capture": s.capture.ID, "begin": s.origin.Begin, "snapshot": s.capture.Snapshot})
+	if err != nil {
+		return err
+	}
+	return s.Note(ctx, "athena.begin", content)
+}
+
+// headerRoom is what a message's headers may take.
+const headerRoom = 4 << 10
+
+// begin makes the place in the source's log and stores where it is.
+func (s *session) begin(ctx context.Context, end changefeed.End) (driver.ChangeSnapshot, error) {
+	s.status.set(changefeed.Starting, "makes publication and slot")
+	setup := s.capture.Setup()
+	if err := s.source.PrepareChanges(ctx, setup); err != nil {
+		return nil, err
+	}
+	start, snapshot, err := s.source.StartChanges(ctx, setup, func(text string) {
+		s.status.set(changefeed.Starting, text)
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.status.set(changefeed.Starting, "")
+	crashpoint.Here(crashpoint.CDCStarted)
+	if end.Pos > start.Begin {
+		return snapshot, &driver.SourceLost{Code: "stream_ahead", Message: fmt.Sprintf(
+			"the stream ends at %s, beyond %s where the source begins: it holds changes of another database; enable the capture with purge to start a new stream", end.Pos, start.Begin)}
+	}
+	s.origin = changefeed.Origin{Capture: s.capture.ID, Source: start.Source, Begin: start.Begin, Confirmed: start.Confirmed}
+	return snapshot, s.store.PutOrigin(ctx, s.capture.Client, s.origin)
+}
+
+// follow reads the log.
+func (s *session) follow(ctx context.Context, last cdc.Position, confirmed string) error {
+	s.status.set(changefeed.Starting, "opens the log")
+	// Rows of the first snapshot stand before every change of the log.
+	after := max(last, s.Position())
+	stream, err := s.source.OpenChanges(ctx, driver.ChangeConfig{
+		ChangeSetup: s.capture.Setup(), Source: s.origin.Source, After: after, Confirmed: confirmed,
+		Confirming: s.confirming, Version: s.versions.number,
+		NoStreaming: s.noStream, SpillDir: filepath.Join(s.SpillDir, s.capture.Client), SpillMemory: s.SpillMemory, SpillMost: s.SpillMost,
+	})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = stream.Close(context.WithoutCancel(ctx)) }()
+	s.open.Store(&stream)
+	defer s.open.Store(nil)
+	s.status.set(changefeed.Streaming, "")
+	s.Log.Info("capture streams", telemetry.KeyClient, s.capture.Client, "after", after)
+
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		defer s.snapshots.stop()
+		return stream.Run(ctx, s)
+	})
+	g.Go(func() error { s.tend(ctx, stream); return nil })
+	return g.Wait()
+}
+
+// confirming puts a mark on record before it is confirmed without a transaction
+// behind it.
+func (s *session) confirming(ctx context.Context, mark string) error {
+	o := s.origin
+	o.Confirmed = max(o.Confirmed, mark)
+	if err := s.store.PutOrigin(ctx, s.capture.Client, o); err != nil {
+		return err
+	}
+	s.origin = o
+	return nil
+}
+
+// noteStored is called when a group is stored: only now may the source forget it
+// (law 1).
+func (s *session) noteStored(g *group) {
+	if stream := s.open.Load(); stream != nil { // nil while the first snapshot is read
+		(*stream).Confirm(g.mark)
+	}
+	s.status.stored(g)
+	if s.Observer != nil {
+		s.Observer.Stored(s.capture.Client, g.changes, g.bytes, g.committed)
+	}
+	// A hint that is lost costs readers a moment.
+	_ = s.Bus.Conn().Publish(bus.CDCHint(s.capture.Client), fmt.Appendf(nil, "%d", g.seq))
+	for _, v := range g.schemas {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		if err := s.store.PutTableVersion(ctx, s.capture.Client, v); err != nil {
+			// The stream has it, and is asked first.
+			s.Log.Debug("a column set is kept by the stream alone", telemetry.KeyClient, s.capture.Client, telemetry.KeyError, err)
+		}
+		cancel()
+	}
+}
+
+// Reject buries a change that cannot be encoded, or stops (law 3).
+func (s *session) Reject(ctx context.Context, r driver.Rejected) error {
+	s.status.rejected()
+	if s.capture.OnError == changefeed.Stop {
+		return &unencodable{r}
+	}
+	body, err := json.Marshal(struct {
+		Kind   string `json:"kind"`
+		Client string `json:"client"`
+		driver.Rejected
+		At time.Time `json:"at"`
+	}{"cdc", s.capture.Client, r, time.Now().UTC()})
+	if err != nil {
+		return err
+	}
+	msg := nats.NewMsg(bus.Dead("cdc", s.capture.Client))
+	msg.Data = body
+	// A replay within the stream's memory is dropped by the id.
+	msg.Header.Set(jetstream.MsgIDHeader, "cdc:"+s.capture.Client+":"+string(r.Pos))
+	if _, err := s.Bus.JetStream().PublishMsg(ctx, msg); err != nil {
+		return athena.Wrap(athena.CodeBusUnavailable, err, "a dead letter could not be stored")
+	}
+	s.Log.Warn("a change could not be encoded and is a dead letter", telemetry.KeyClient, s.capture.Client,
+		"position", r.Pos, "table", r.Schema+"."+r.Table, "reason", r.Reason)
+	return nil
+}
+
+// unencodable stops a capture whose policy says so.
+type unencodable struct{ driver.Rejected }
+
+func (e *unencodable) Error() string {
+	return fmt.Sprintf("the %s at %s of %s.%s cannot be encoded: %s", e.Op, e.Pos, e.Schema, e.Table, e.Reason)
+}
+
+// versions numbers the column sets of tables. It is safe for concurrent use.
+type versions struct {
+	mu     sync.Mutex
+	tables map[driver.TableName]changefeed.TableVersion
+}
+
+func (v *versions) number(t driver.TableName, columns []cdc.Column) (version int, fresh bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	last := v.tables[t]
+	if last.Version > 0 && slices.Equal(last.Columns, columns) {
+		return last.Version, false
+	}
+	next := changefeed.TableVersion{Table: t, Version: last.Version + 1, Columns: columns}
+	v.tables[t] = next
+	return next.Version, true
+}
+
+// causeOf tells why a session ended, for people. Failed says that it needs a
+// hand.
+func causeOf(err error) (c changefeed.Cause, failed bool) {
+	var lost *driver.SourceLost
+	var bad *unencodable
+	var own *athena.Error
+	c.Message = err.Error()
+	switch {
+	case errors.As(err, &lost):
+		c.Code, c.Message, failed = lost.Code, lost.Message, true
+	case errors.As(err, &bad):
+		c.Code, failed = "unencodable", true
+	case errors.Is(err, driver.ErrSpillFull):
+		c.Code = "spill_full"
+		c.Message = "there was no room for a transaction that is not yet committed; until the next restart such transactions wait at the source"
+	case errors.Is(err, bus.ErrFull):
+		c.Code, c.Message = "stream_full", "the stream is full; the source keeps its log until there is room"
+	case errors.Is(err, bus.ErrWrongSequence):
+		c.Code, c.Message = "overtaken", "somebody else has written to the stream"
+	case errors.Is(err, bus.ErrAmbiguous), athena.CodeOf(err) == athena.CodeBusUnavailable:
+		c.Code, c.Message = "bus_unavailable", "JetStream does not store now"
+	case errors.As(err, &own):
+		c.Code, c.Message = string(own.Code), own.Message
+		if own.Code == athena.CodeInternal {
+			c.Code, c.Message = "source_error", "the source ended the stream of changes"
+		}
+		switch own.Code {
+		case athena.CodeInvalidRequest, athena.CodeConflict, athena.CodeCapabilityUnsupported, athena.CodeCapabilityDenied, athena.CodeNotFound:
+			failed = true
+		}
+	default:
+		c.Code, c.Message = "source_error", "the source ended the stream of changes"
+	}
+	c.Runbook = cmp.Or(runbook[c.Code], "see the log of the worker, and docs/cdc.md#runbook")
+	return c, failed
+}
+
+// runbook has what to do, by code; docs/cdc.md says more under the same names.
+var runbook = map[string]string{
+	"slot_missing":          "athena cdc disable, then enable: the rows are read anew; or enable with on_loss=resnapshot",
+	"slot_recreated":        "find out who uses the slot; then athena cdc disable and enable",
+	"slot_lost":             "raise max_slot_wal_keep_size; then athena cdc disable and enable, or on_loss=resnapshot",
+	"other_source":          "point the client at the database where the capture began, or disable and enable the capture with purge",
+	"publication_missing":   "athena cdc disable, then enable: the rows are read anew",
+	"stream_ahead":          "athena cdc enable --purge: the stream is made anew",
+	"unencodable":           "mend the row at the source, or enable with on_error=dead_letter",
+	"spill_full":            "give the worker's data directory more room, or raise cdc.spill_max; nothing is lost",
+	"stream_full":           "raise max_bytes with athena cdc enable, or shorten max_age; it goes on by itself",
+	"overtaken":             "nothing, if another worker has the capture now; else look for a second deployment on this bus",
+	"bus_unavailable":       "see that the NATS servers run and have room; it goes on by itself",
+	"backend_unavailable":   "see that the database runs and lets the client's user in; it goes on by itself",
+	"source_error":          "see the log of the worker; it goes on by itself",
+	"conflict":              "do what the message says, then wait for the next try",
+	"invalid_request":       "do what the message says with athena cdc enable",
+	"capability_denied":     "grant cdc in the client's definition",
+	"client_not_found":      "define the client, or disable the capture",
+	"query_failed":          "see the message of the database; athena cdc check says what is missing",
+	"publication_not_found": "athena cdc disable, then enable",
+}

@@ -1,0 +1,351 @@
+package capture
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/athena-pipelines/athena/pkg/athena"
+	"github.com/athena-pipelines/athena/pkg/changefeed"
+	"github.com/athena-pipelines/athena/pkg/crashpoint"
+	"github.com/athena-pipelines/athena/pkg/dispatch"
+	"github.com/athena-pipelines/athena/pkg/driver"
+	"github.com/athena-pipelines/athena/pkg/telemetry"
+)
+
+const (
+	// snapshotReaders read the parts of the first snapshot at once.
+	snapshotReaders = 2
+	// chunkRows is how many rows of an ad-hoc snapshot are read while the stream
+	// is held.
+	chunkRows = 5000
+)
+
+// initialID is the id of the first snapshot of a capture.
+func initialID(c changefeed.Capture) string { return "initial-" + c.ID }
+
+// firstSnapshot reads the rows that were there when the capture began. What an
+// earlier session left is read beside the stream, since its view of the
+// database is gone; so is everything where the slot is older than the capture.
+func (s *session) firstSnapshot(ctx context.Context, snapshot driver.ChangeSnapshot) error {
+	if s.capture.Snapshot != changefeed.SnapshotInitial {
+		return nil
+	}
+	if snapshot != nil {
+		return s.readAll(ctx, snapshot)
+	}
+	progress, err := s.store.Progress(ctx, s.capture.Client)
+	if err != nil {
+		return err
+	}
+	id := initialID(s.capture)
+	p, ok := progress[id]
+	if ok && p.State != "running" {
+		return nil
+	}
+	rest := changefeed.SnapshotRequest{ID: id, Client: s.capture.Client, Initial: true}
+	done := map[driver.TableName]bool{}
+	for _, t := range p.Tables {
+		done[t.Table] = t.Done
+	}
+	for _, t := range s.capture.Tables {
+		if !done[t] {
+			rest.Tables = append(rest.Tables, driver.SnapshotTable{Table: t})
+		}
+	}
+	s.snapshots.rest = &rest
+	return nil
+}
+
+// readAll reads the first snapshot as of the place where the capture begins.
+func (s *session) readAll(ctx context.Context, snapshot driver.ChangeSnapshot) error {
+	s.status.set(changefeed.Snapshot, "")
+	parts, err := snapshot.Tables(ctx, snapshotReaders)
+	if err != nil {
+		return err
+	}
+	p := changefeed.SnapshotProgress{ID: initialID(s.capture), Capture: s.capture.ID, State: "running"}
+	left := map[driver.TableName]int{}
+	index := map[driver.TableName]int{}
+	for _, part := range parts {
+		if _, ok := index[part.Table]; !ok {
+			index[part.Table] = len(p.Tables)
+			p.Tables = append(p.Tables, changefeed.TableProgress{SnapshotTable: driver.SnapshotTable{Table: part.Table}})
+		}
+		p.Tables[index[part.Table]].Total += part.Rows
+		left[part.Table]++
+	}
+	for _, t := range s.capture.Tables {
+		if _, ok := index[t]; !ok { // it has no rows to read
+			p.Tables = append(p.Tables, changefeed.TableProgress{SnapshotTable: driver.SnapshotTable{Table: t}, Done: true})
+		}
+	}
+	rows := make([]atomic.Int64, len(p.Tables))
+	var mu sync.Mutex
+	tell := func(update func()) error {
+		mu.Lock()
+		defer mu.Unlock()
+		update()
+		for i := range p.Tables {
+			p.Tables[i].Rows = rows[i].Load()
+		}
+		p.At = time.Now().UTC()
+		s.status.snapshot(p)
+		return s.Progress(ctx, p)
+	}
+	if err := tell(func() {}); err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(snapshotReaders)
+	for _, part := range parts {
+		if ctx.Err() != nil {
+			break
+		}
+		i := index[part.Table]
+		columns, err := snapshot.Columns(ctx, part.Table)
+		if err != nil {
+			return errors.Join(err, g.Wait())
+		}
+		version, isNew := s.versions.number(part.Table, columns)
+		if isNew {
+			if err := s.Columns(ctx, part.Table, version, columns); err != nil {
+				return errors.Join(err, g.Wait())
+			}
+		}
+		g.Go(func() error {
+			err := snapshot.Read(ctx, part, func(key, after []byte) error {
+				rows[i].Add(1)
+				return s.Row(ctx, part.Table, version, key, after)
+			})
+			if err != nil {
+				return err
+			}
+			err = tell(func() {
+				left[part.Table]--
+				p.Tables[i].Done = left[part.Table] == 0
+			})
+			crashpoint.Here(crashpoint.CDCSnapshotChunk)
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	return tell(func() { p.State = "done" })
+}
+
+// snapshots are those that are read beside the stream, one after the other.
+type snapshots struct {
+	rest    *changefeed.SnapshotRequest // of the first snapshot
+	current *adhoc
+	due     atomic.Bool // Pause has something to do
+}
+
+// An adhoc snapshot is under way.
+type adhoc struct {
+	changefeed.SnapshotRequest
+	progress changefeed.SnapshotProgress
+	table    int // index of the one that is read
+	reader   driver.TableReader
+	version  int
+}
+
+func (a *adhoc) close() {
+	if a != nil && a.reader != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+		defer cancel()
+		_ = a.reader.Close(ctx)
+		a.reader = nil
+	}
+}
+
+func (n *snapshots) stop() {
+	n.current.close()
+	n.current = nil
+}
+
+// tend wakes the stream for snapshots that are asked for.
+func (s *session) tend(ctx context.Context, stream driver.ChangeStream) {
+	tick := time.NewTicker(500 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if s.snapshots.rest != nil || len(s.store.SnapshotRequests(s.capture.Client)) > 0 {
+			s.snapshots.due.Store(true)
+			stream.Interrupt()
+		}
+		select {
+		case <-tick.C:
+		case <-s.nudge:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// Pause reads the next chunk of a snapshot that was asked for. The stream is
+// held meanwhile (law 4).
+func (s *session) Pause(ctx context.Context) error {
+	if !s.snapshots.due.Swap(false) {
+		return nil
+	}
+	n := &s.snapshots
+	if n.current == nil {
+		a, err := s.nextSnapshot(ctx)
+		if a == nil || err != nil {
+			return err
+		}
+		n.current = a
+	}
+	a := n.current
+	if s.cancelled(a) {
+		a.progress.State = "cancelled"
+		n.stop()
+		return s.tellProgress(ctx, a)
+	}
+	done, err := s.chunk(ctx, a)
+	if err != nil {
+		own := athena.AsError(dispatch.Normalize(s.backend, err))
+		switch own.Code {
+		case athena.CodeQueryFailed, athena.CodeInvalidRequest, athena.CodeNotFound, athena.CodeTimeout:
+		default:
+			return err
+		}
+		// The request is at fault, a where or a table that is gone; the stream
+		// goes on without it.
+		a.progress.State, a.progress.Error = "failed", own.Message
+		done = true
+	} else if done {
+		a.progress.State = "done"
+	}
+	if err := s.tellProgress(ctx, a); err != nil {
+		return err
+	}
+	crashpoint.Here(crashpoint.CDCSnapshotChunk)
+	if !done {
+		n.due.Store(true)
+		(*s.open.Load()).Interrupt() // after what has come meanwhile
+		return nil
+	}
+	n.stop()
+	if err := s.Flush(ctx); err != nil {
+		return err
+	}
+	if a.Initial {
+		n.rest = nil
+		return nil
+	}
+	// It is done as the stream says, so that a request that stays here is not
+	// begun again.
+	if err := s.store.ForgetSnapshot(ctx, s.capture.Client, a.ID); err != nil {
+		s.Log.Warn("a snapshot that is done is still asked for", telemetry.KeyClient, s.capture.Client, telemetry.KeyError, err)
+	}
+	return nil
+}
+
+func (s *session) tellProgress(ctx context.Context, a *adhoc) error {
+	a.progress.At = time.Now().UTC()
+	s.status.snapshot(a.progress)
+	return s.Progress(ctx, a.progress)
+}
+
+// cancelled reports whether a snapshot is no longer asked for.
+func (s *session) cancelled(a *adhoc) bool {
+	if a.Initial {
+		return false
+	}
+	for _, r := range s.store.SnapshotRequests(s.capture.Client) {
+		if r.ID == a.ID {
+			return false
+		}
+	}
+	return true
+}
+
+// nextSnapshot finds what is to be read, and how far an earlier session was; nil
+// if there is nothing.
+func (s *session) nextSnapshot(ctx context.Context) (*adhoc, error) {
+	progress, err := s.store.Progress(ctx, s.capture.Client)
+	if err != nil {
+		return nil, err
+	}
+	requests := s.store.SnapshotRequests(s.capture.Client)
+	if s.snapshots.rest != nil {
+		requests = append([]changefeed.SnapshotRequest{*s.snapshots.rest}, requests...)
+	}
+	for _, r := range requests {
+		p, known := progress[r.ID]
+		if known && p.State != "running" {
+			if err := s.store.ForgetSnapshot(ctx, s.capture.Client, r.ID); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		a := &adhoc{SnapshotRequest: r, progress: changefeed.SnapshotProgress{ID: r.ID, Capture: s.capture.ID, State: "running"}}
+		before := map[driver.SnapshotTable]changefeed.TableProgress{}
+		for _, t := range p.Tables {
+			before[t.SnapshotTable] = t
+			if r.Initial && t.Done {
+				a.progress.Tables = append(a.progress.Tables, t)
+				a.table++
+			}
+		}
+		for _, t := range r.Tables {
+			was := before[t]
+			was.SnapshotTable = t
+			if was.After == "" && !was.Done { // of a part that was read otherwise
+				was.Rows = 0
+			}
+			a.progress.Tables = append(a.progress.Tables, was)
+		}
+		return a, nil
+	}
+	return nil, nil
+}
+
+// chunk reads the next rows; done says that there are no more.
+func (s *session) chunk(ctx context.Context, a *adhoc) (done bool, err error) {
+	for a.table < len(a.progress.Tables) && a.progress.Tables[a.table].Done {
+		a.table++
+	}
+	if a.table == len(a.progress.Tables) {
+		return true, nil
+	}
+	t := &a.progress.Tables[a.table]
+	if a.reader == nil {
+		if a.reader, err = (*s.open.Load()).Snapshot(ctx, t.SnapshotTable); err != nil {
+			return false, err
+		}
+		if t.Total, err = a.reader.Total(ctx); err != nil {
+			return false, err
+		}
+	}
+	columns, err := a.reader.Columns(ctx)
+	if err != nil {
+		return false, err
+	}
+	version, isNew := s.versions.number(t.Table, columns)
+	if isNew {
+		if err := s.Columns(ctx, t.Table, version, columns); err != nil {
+			return false, err
+		}
+	}
+	next, err := a.reader.Next(ctx, t.After, chunkRows, func(key, after []byte) error {
+		t.Rows++
+		return s.Row(ctx, t.Table, version, key, after)
+	})
+	if err != nil {
+		return false, err
+	}
+	t.After = next
+	if next == "" {
+		t.Done = true
+		a.close()
+		a.table++
+	}
+	return a.table == len(a.progress.Tables), nil
+}
