@@ -53,10 +53,10 @@ func (b *Bus) LastMsg(ctx context.Context, stream, subject string) (*Raw, error)
 	return b.one(ctx, stream, getRequest{LastFor: subject})
 }
 
-// Msg returns the message with a sequence, or ErrNoMessage. It sees every write
-// that was acknowledged before it was called.
-func (b *Bus) Msg(ctx context.Context, stream string, seq uint64) (*Raw, error) {
-	return b.one(ctx, stream, getRequest{Seq: seq})
+// MsgFrom returns the first message that there is from a sequence on, or
+// ErrNoMessage. It sees every write that was acknowledged before it was called.
+func (b *Bus) MsgFrom(ctx context.Context, stream string, seq uint64) (*Raw, error) {
+	return b.one(ctx, stream, getRequest{Seq: max(seq, 1), NextFor: ">"})
 }
 
 // FirstSince returns the first message that was stored at a time or later, or

@@ -207,6 +207,7 @@ type TableProgress struct {
 const (
 	HeaderPos   = "Ath-Pos"   // position of the last change
 	HeaderFirst = "Ath-First" // position of the first change
+	HeaderPrev  = "Ath-Prev"  // position of the change before the first; of the first one ever, where its capture began
 	HeaderCount = "Ath-Count" // number of changes
 	HeaderTx    = "Ath-Tx"    // transaction of the last change
 	HeaderOp    = "Ath-Op"    // operation, if all changes have the same

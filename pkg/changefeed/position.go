@@ -81,6 +81,15 @@ func before(p cdc.Position) cdc.Position {
 	return head + cdc.Position(last-1) + "z"
 }
 
+// PositionOf returns the position of a line of a batch; empty if it is no change.
+func PositionOf(line []byte) cdc.Position {
+	pos, _, ok := head(line)
+	if !ok {
+		return ""
+	}
+	return cdc.Position(pos)
+}
+
 // head reads position and operation of a line, as the encoder of the athena
 // envelope promises them at its beginning. It takes no memory.
 func head(line []byte) (pos, op []byte, ok bool) {
