@@ -51,7 +51,7 @@ func (j *Job) stream(ctx context.Context, last *string, yield func(*JobInfo) boo
 		return false, err
 	}
 	defer resp.Body.Close()
-	events := newEventReader(resp.Body)
+	events := newEventReader(resp.Body, maxEvent)
 	for {
 		e, err := events.next()
 		if errors.Is(err, io.EOF) {
@@ -84,17 +84,22 @@ type event struct {
 	data     []byte
 }
 
-// maxEvent bounds the bytes of one line of an event.
+// maxEvent bounds the bytes of one line of a job's event.
 const maxEvent = 4 << 20
 
 // eventReader reads the format of the WHATWG's "Server-sent events", with line
 // ends of LF or CRLF.
-type eventReader struct{ lines *bufio.Scanner }
+type eventReader struct {
+	lines *bufio.Scanner
+	most  int
+	last  string // id of the last event that was complete, also of one without data
+}
 
-func newEventReader(r io.Reader) *eventReader {
+// newEventReader reads events of which no line has more than so many bytes.
+func newEventReader(r io.Reader, most int) *eventReader {
 	lines := bufio.NewScanner(r)
-	lines.Buffer(make([]byte, 0, 16<<10), maxEvent)
-	return &eventReader{lines}
+	lines.Buffer(make([]byte, 0, 16<<10), most)
+	return &eventReader{lines: lines, most: most}
 }
 
 // next returns the next event that has data; io.EOF at the end, where an event
@@ -105,6 +110,9 @@ func (r *eventReader) next() (event, error) {
 	for r.lines.Scan() {
 		line := bytes.TrimSuffix(r.lines.Bytes(), []byte("\r"))
 		if len(line) == 0 {
+			if e.id != "" {
+				r.last = e.id
+			}
 			if has {
 				return e, nil
 			}
@@ -127,7 +135,7 @@ func (r *eventReader) next() (event, error) {
 	}
 	if err := r.lines.Err(); err != nil {
 		if errors.Is(err, bufio.ErrTooLong) {
-			return e, athena.Errorf(athena.CodeInternal, "the server sent an event of more than %d MiB", maxEvent>>20)
+			return e, athena.Errorf(athena.CodeInternal, "the server sent an event of more than %d MiB", r.most>>20)
 		}
 		return e, err
 	}
