@@ -36,6 +36,9 @@ func exported(t *testing.T) string {
 	m.JobStarted("shop", time.Second)
 	m.WebhookTried("delivered")
 	m.Published("ATH_JOBS", time.Millisecond)
+	m.Captures(func() []telemetry.Capture {
+		return []telemetry.Capture{{Client: "shop", State: "snapshot", Slot: true, SnapshotTotal: 1}}
+	})
 	w := httptest.NewRecorder()
 	m.Handler().ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), "GET", "/metrics", nil))
 	return w.Body.String()

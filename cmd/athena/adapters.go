@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/athena-pipelines/athena/pkg/athena"
+	"github.com/athena-pipelines/athena/pkg/changefeed"
 	"github.com/athena-pipelines/athena/pkg/deferred"
 	"github.com/athena-pipelines/athena/pkg/telemetry"
 	"github.com/athena-pipelines/athena/pkg/webhook"
@@ -21,6 +22,36 @@ func (m jobMetrics) Started(c *athena.Client, _ deferred.Lane, waited time.Durat
 func (m jobMetrics) Ended(c *athena.Client, state deferred.State, _ time.Duration) {
 	m.metrics.JobEnded(c.Name)
 	m.metrics.JobMoved(c.Name, string(state))
+}
+
+// captureFigures are the figures of all captures, as their workers told them.
+func (a *app) captureFigures() []telemetry.Capture {
+	var list []telemetry.Capture
+	for _, c := range a.changes.Captures() {
+		st, ok := a.changes.Status(c.Client)
+		if !ok || st.Capture != c.ID {
+			list = append(list, telemetry.Capture{Client: c.Client, State: string(changefeed.Waiting), Age: time.Since(c.CreatedAt)})
+			continue
+		}
+		f := telemetry.Capture{
+			Client: c.Client, State: string(st.State), LagBytes: st.LagBytes, LagSeconds: st.LagSeconds,
+			Changes: st.Changes, Bytes: st.Bytes, Rejected: st.Rejected, Restarts: st.Restarts, Spilled: st.Spilled,
+			Age: time.Since(st.At),
+		}
+		if st.Slot != nil {
+			f.Slot, f.Retained, f.Safe = true, st.Slot.Retained, st.Slot.Safe
+		}
+		for _, p := range st.Snapshots {
+			for _, t := range p.Tables {
+				if p.State == "running" {
+					f.SnapshotRows += t.Rows
+					f.SnapshotTotal += max(t.Total, t.Rows, 1)
+				}
+			}
+		}
+		list = append(list, f)
+	}
+	return list
 }
 
 // summaries tells webhooks how jobs ended.

@@ -266,6 +266,7 @@ func (a *app) handler() (http.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
+	a.metrics.Captures(a.captureFigures)
 	about := buildInfo()
 	public, err := system.New(system.Config{
 		Version:    system.Version{Version: about.Version, Commit: about.Commit, Built: about.Built},
