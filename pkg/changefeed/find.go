@@ -250,12 +250,17 @@ func (s *Store) Behind(ctx context.Context, client string, cursor cdc.Position) 
 	return info.State.LastSeq + 1 - at.seq, nil
 }
 
-// End returns the cursor behind all changes that there are now.
-func (s *Store) End(ctx context.Context, client string) (cdc.Position, error) {
+// CursorAt returns the cursor at which a reader that is opened now from a start,
+// as ParseFrom reads it, would begin. It fails as Open does.
+func (s *Store) CursorAt(ctx context.Context, client, from string) (cdc.Position, error) {
+	start, err := ParseFrom(from)
+	if err != nil {
+		return "", err
+	}
 	info, err := s.streamInfo(ctx, client)
 	if err != nil {
 		return "", err
 	}
-	at, err := s.find(ctx, client, info, Start{})
+	at, err := s.find(ctx, client, info, start)
 	return at.cursor, err
 }

@@ -93,16 +93,43 @@ func (s *Store) Subscription(client, name string) (Subscription, bool) {
 	return v, ok
 }
 
-// PutSubscription stores a subscription and where it begins. A conflict error
-// says that the name is taken.
+// PutSubscription stores a subscription and, with a new one, where it begins. A
+// conflict error says that the name is taken.
 func (s *Store) PutSubscription(ctx context.Context, v Subscription, begin cdc.Position) error {
-	// The cursor first: a subscription without one would begin anywhere.
-	if _, ok := s.Subscription(v.Client, v.Name); !ok && v.Revision == 0 {
-		if err := s.set(ctx, kindCursor+"."+v.Client+"."+v.Name, Cursor{Pos: begin, At: time.Now().UTC()}); err != nil {
+	key := kindSubscription + "." + v.Client + "." + v.Name
+	if v.Revision == 0 {
+		// The cursor first: a subscription without one would begin anywhere.
+		if err := s.putBegin(ctx, key, v, begin); err != nil {
 			return err
 		}
 	}
-	_, err := s.put(ctx, kindSubscription+"."+v.Client+"."+v.Name, v, v.Revision)
+	_, err := s.put(ctx, key, v, v.Revision)
+	return err
+}
+
+// putBegin stores a cursor for a subscription that is not there yet, over one
+// that was left behind. That of a subscription that is there it leaves alone.
+func (s *Store) putBegin(ctx context.Context, key string, v Subscription, begin cdc.Position) error {
+	taken := athena.Errorf(athena.CodeConflict, "client %q has a subscription %q already; choose another name, or remove it first", v.Client, v.Name).At("name")
+	cursor := kindCursor + "." + v.Client + "." + v.Name
+	left, err := s.kv.Get(ctx, cursor)
+	if err != nil && !errors.Is(err, jetstream.ErrKeyNotFound) {
+		return unavailable(err)
+	}
+	var over uint64
+	if left != nil {
+		over = left.Revision()
+	}
+	switch _, err := s.kv.Get(ctx, key); {
+	case err == nil:
+		return taken
+	case !errors.Is(err, jetstream.ErrKeyNotFound):
+		return unavailable(err)
+	}
+	_, err = s.put(ctx, cursor, Cursor{Pos: begin, At: time.Now().UTC()}, over)
+	if athena.CodeOf(err) == athena.CodeConflict { // somebody makes the same
+		return taken
+	}
 	return err
 }
 
@@ -128,6 +155,19 @@ func (s *Store) Cursor(ctx context.Context, client, name string) (Cursor, error)
 	err = json.Unmarshal(e.Value(), &c)
 	c.Revision = e.Revision()
 	return c, err
+}
+
+// Cursors returns how far a client's subscriptions are, by name, as this process
+// last heard.
+func (s *Store) Cursors(client string) map[string]Cursor {
+	all := map[string]Cursor{}
+	for _, v := range s.Subscriptions(client) {
+		if c, rev, ok := load[Cursor](s, kindCursor+"."+client+"."+v.Name); ok {
+			c.Revision = rev
+			all[v.Name] = c
+		}
+	}
+	return all
 }
 
 // PutCursor stores c over the revision that it has; a conflict error says that
