@@ -61,5 +61,13 @@ func (w *patientWriter) limit() func() {
 	return func() { _ = w.rc.SetWriteDeadline(time.Time{}) }
 }
 
+// SetStall has the writes of c's answer wait for their reader as long as this,
+// in place of Bounds.Stall.
+func SetStall(c *gin.Context, stall time.Duration) {
+	if w, ok := c.Writer.(*patientWriter); ok {
+		w.stall = stall
+	}
+}
+
 // Unwrap lets http.ResponseController through to the connection.
 func (w *patientWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }

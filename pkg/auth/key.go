@@ -98,8 +98,10 @@ func (k Presented) matches(salt, hash []byte) bool {
 var headers = [...]string{"X-Athena-Key", "Apikey", "X-Api-Key"}
 
 // FromHeader returns the key in a request's headers, or an empty string:
-// Authorization: Bearer, X-Athena-Key, apikey, x-api-key. The same key may
-// stand in several of them; different ones are an invalid_request. Schemes of
+// Authorization: Bearer, X-Athena-Key, apikey, x-api-key, and, since it is the
+// one header that a browser's WebSocket can set, an item of
+// Sec-WebSocket-Protocol that looks like a key. The same key may stand in
+// several of them; different ones are an invalid_request. Schemes of
 // Authorization other than Bearer are not Athena's and are passed over.
 func FromHeader(h http.Header) (string, error) {
 	var found string
@@ -122,6 +124,13 @@ func FromHeader(h http.Header) (string, error) {
 	for _, name := range headers {
 		for _, v := range h[name] {
 			ok = take(v) && ok
+		}
+	}
+	for _, v := range h["Sec-Websocket-Protocol"] {
+		for item := range strings.SplitSeq(v, ",") {
+			if item = strings.TrimSpace(item); strings.HasPrefix(item, keyPrefix) {
+				ok = take(item) && ok
+			}
 		}
 	}
 	if !ok {
