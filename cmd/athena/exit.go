@@ -47,10 +47,10 @@ func exits() []struct {
 		{exitUnavailable, "the server, the bus or the backend cannot be reached, has no room, or took too long; try again"},
 		{exitJobFailed, "the job ended as failed, timed_out, cancelled or expired"},
 		{exitIndeterminate, "the job ended as indeterminate: look at the data before running it again"},
-		{exitConflict, "it cannot be done as things stand: the job has not ended yet, or has ended already; somebody else was faster; or the idempotency key was used for another request"},
+		{exitConflict, "it cannot be done as things stand: the job has not ended yet, or has ended already; something stands in the way of capturing, or the changes that are asked for are no longer kept; somebody else was faster; or the idempotency key was used for another request"},
 		{exitNotRunnable, "the client is frozen or inactive"},
 		{exitRefused, "the backend refused the statement, or its engine cannot do this"},
-		{exitPending, "time is up, and the job goes on"},
+		{exitPending, "time is up, and the job or the capture goes on"},
 		{exitInterrupted, "interrupted"},
 	}
 }
@@ -123,7 +123,7 @@ func exitOf(err error) exit {
 		return exitDenied
 	case athena.CodeBackendUnavailable, athena.CodeBusUnavailable, athena.CodeTooManyRequests, athena.CodeTimeout:
 		return exitUnavailable
-	case athena.CodeConflict, athena.CodeIdempotencyMismatch:
+	case athena.CodeConflict, athena.CodeIdempotencyMismatch, athena.CodeCursorExpired:
 		return exitConflict
 	case athena.CodeClientFrozen, athena.CodeClientInactive:
 		return exitNotRunnable

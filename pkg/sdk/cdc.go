@@ -122,6 +122,14 @@ type SnapshotTable struct {
 	Done  bool  `json:"done"`
 }
 
+// Rows counts the rows that were read, and about how many there are.
+func (s Snapshot) Rows() (read, total int64) {
+	for _, t := range s.Tables {
+		read, total = read+t.Rows, total+max(t.Rows, t.Total)
+	}
+	return read, total
+}
+
 // ChangeStream is what is kept of a client's changes.
 type ChangeStream struct {
 	Name      string       `json:"name"`

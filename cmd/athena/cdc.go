@@ -1,0 +1,485 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/athena-pipelines/athena/pkg/athena"
+	"github.com/athena-pipelines/athena/pkg/config"
+	"github.com/athena-pipelines/athena/pkg/driver"
+	"github.com/athena-pipelines/athena/pkg/sdk"
+)
+
+func (p *program) cdcCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "cdc",
+		Short: "Capture changes of tables, and follow them",
+		Example: `  athena cdc check --client shop --tables public.orders,public.items
+  athena cdc enable --client shop --tables public.orders,public.items
+  athena cdc status --client shop
+  athena cdc tail --client shop --tables public.orders --where 'after.total > 100'
+  athena cdc subscription create billing --client shop --tables public.orders
+  athena cdc disable --client shop --purge`,
+	}
+	cmd.AddCommand(p.cdcCheck(), p.cdcEnable(), p.cdcDisable(), p.cdcStatus(), p.cdcTail(), p.cdcSnapshot(), p.cdcSubscription())
+	return cmd
+}
+
+// changesOf is what the commands of one client's changes begin with.
+func (p *program) changesOf(client string) (*sdk.CDC, func(), error) {
+	name, err := p.clientName(client)
+	if err != nil {
+		return nil, nil, err
+	}
+	api, err := p.api()
+	if err != nil {
+		return nil, nil, err
+	}
+	return api.Client(name).CDC(), api.Close, nil
+}
+
+// tablesFlag adds --tables, which may be repeated and hold several with commas
+// between.
+func tablesFlag(cmd *cobra.Command, to *[]string, what string) {
+	cmd.Flags().StringArrayVarP(to, "tables", "t", nil, what)
+}
+
+// tableNames takes the values of --tables apart, at commas that are not within
+// the quotes of a name.
+func tableNames(values []string) []string {
+	var names []string
+	for _, v := range values {
+		quoted, from := false, 0
+		take := func(to int) {
+			if name := strings.TrimSpace(v[from:to]); name != "" {
+				names = append(names, name)
+			}
+			from = to + 1
+		}
+		for i := range len(v) {
+			switch {
+			case v[i] == '"':
+				quoted = !quoted
+			case v[i] == ',' && !quoted:
+				take(i)
+			}
+		}
+		take(len(v))
+	}
+	return names
+}
+
+func (p *program) cdcCheck() *cobra.Command {
+	var client string
+	var tables []string
+	var spec sdk.CaptureSpec
+	cmd := &cobra.Command{
+		Use:   "check",
+		Short: "Say what stands in the way of capturing, and the mend; changes nothing",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, done, err := p.changesOf(client)
+			if err != nil {
+				return err
+			}
+			defer done()
+			spec.Tables = tableNames(tables)
+			found, err := c.Check(cmd.Context(), spec)
+			if err != nil {
+				return err
+			}
+			if err := p.show(found, func(w io.Writer) { p.writeFindings(w, found) }); err != nil {
+				return err
+			}
+			if !found.OK() {
+				return outcome{exitConflict, errors.New("changes cannot be captured as things stand")}
+			}
+			return nil
+		},
+	}
+	p.clientFlag(cmd, &client, "client to look at (ATHENA_CLIENT)")
+	tablesFlag(cmd, &tables, "tables that are to be captured, as schema.table; may be repeated")
+	engineFlags(cmd, &spec)
+	return cmd
+}
+
+func (p *program) writeFindings(w io.Writer, found driver.ChangeCheck) {
+	tint := map[string]color{"ok": green, "warning": yellow, "error": red}
+	var lines [][]string
+	for _, f := range found.Findings {
+		want := f.Want
+		if f.Level == "ok" {
+			want = ""
+		}
+		lines = append(lines, []string{p.paint(w, tint[f.Level], f.Level), f.Name, dash(f.Table), clip(dash(f.Found), 60), clip(dash(want), 60)})
+	}
+	columns(w, []string{p.paint(w, bold, "LEVEL"), "WHAT", "TABLE", "FOUND", "WANTED"}, lines)
+	if len(found.Tables) > 0 {
+		lines = nil
+		for _, t := range found.Tables {
+			lines = append(lines, []string{t.Table.String(), t.Identity, dash(strings.Join(t.Key, ", ")), strconv.FormatInt(t.Rows, 10), config.Bytes(t.Bytes).String()})
+		}
+		fmt.Fprintln(w)
+		columns(w, []string{"TABLE", "IDENTITY", "KEY", "ROWS, ABOUT", "SIZE"}, lines)
+	}
+	for _, f := range found.Findings {
+		if f.Mend != "" && f.Level != "ok" {
+			fmt.Fprintf(w, "\n%s: %s\n  %s\n", p.paint(w, tint[f.Level], f.Level), strings.TrimSpace(f.Name+" "+f.Table), strings.ReplaceAll(f.Mend, "\n", "\n  "))
+		}
+	}
+}
+
+// engineFlags adds the flags about what is made at the source.
+func engineFlags(cmd *cobra.Command, spec *sdk.CaptureSpec) {
+	f := cmd.Flags()
+	f.StringVar(&spec.Slot, "slot", "", "name of the replication slot (default athena_CLIENT)")
+	f.StringVar(&spec.Publication, "publication", "", "name of the publication (default athena_CLIENT)")
+	f.BoolVar(&spec.TakeOver, "take-over", false, "use a slot and a publication that are there and that Athena did not make")
+	f.BoolVar(&spec.InsertsOnly, "inserts-only", false, "of tables without a usable replica identity, capture inserts alone")
+}
+
+func (p *program) cdcEnable() *cobra.Command {
+	var client, maxBytes string
+	var tables []string
+	var wait, maxAge time.Duration
+	var spec sdk.CaptureSpec
+	cmd := &cobra.Command{
+		Use:   "enable",
+		Short: "Have the changes of tables captured",
+		Long: `Has a worker make a publication and a replication slot at the source, read the rows
+that are there, and then store every committed change in the client's stream.
+
+Waits until the changes stream, or the capture has failed. If neither is so by --wait
+the exit code is 11 and the capture goes on; athena cdc status tells how far it is. A
+slot waits for all transactions that run when it is made, however long they take.`,
+		Example: `  athena cdc enable --client shop --tables public.orders,public.items
+  athena cdc enable --client shop --tables 'public."Odd Name"' --snapshot none
+  athena cdc enable --client shop --tables public.log --inserts-only --max-age 24h --max-bytes 4GiB`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if spec.Tables = tableNames(tables); len(spec.Tables) == 0 {
+				return usagef("no table is named; give --tables, such as public.orders,public.items")
+			}
+			var size config.Bytes
+			if maxBytes != "" {
+				if err := size.UnmarshalText([]byte(maxBytes)); err != nil {
+					return usagef("--max-bytes is %q: %v", maxBytes, err)
+				}
+			}
+			spec.MaxAge, spec.MaxBytes = athena.Duration(maxAge), int64(size)
+			c, done, err := p.changesOf(client)
+			if err != nil {
+				return err
+			}
+			defer done()
+			got, err := c.Enable(cmd.Context(), spec)
+			if err != nil {
+				return err
+			}
+			if wait > 0 {
+				got, err = p.awaitCapture(cmd.Context(), c, got, wait)
+				if got == nil {
+					return err
+				}
+			}
+			return errors.Join(p.show(got, func(w io.Writer) { p.writeCaptured(w, got) }), err)
+		},
+	}
+	f := cmd.Flags()
+	p.clientFlag(cmd, &client, "client whose changes are captured (ATHENA_CLIENT)")
+	tablesFlag(cmd, &tables, "tables to capture, as schema.table; may be repeated")
+	engineFlags(cmd, &spec)
+	f.StringVar(&spec.Snapshot, "snapshot", "", "initial: the rows that are there come first; none (default initial)")
+	f.StringVar(&spec.OnError, "on-error", "", "dead_letter or stop: what becomes of a change that cannot be encoded (default dead_letter)")
+	f.StringVar(&spec.OnLoss, "on-loss", "", "fail or resnapshot: what is done if the source no longer has what comes next (default fail)")
+	f.DurationVar(&maxAge, "max-age", 0, "how long changes are kept (default 168h)")
+	f.StringVar(&maxBytes, "max-bytes", "", "how many bytes of changes are kept; a full stream stops the capture (default 16GiB)")
+	f.IntVar(&spec.Pack, "pack", 0, "most changes in one message of the stream, 1 to 512 (default 512)")
+	f.BoolVar(&spec.Purge, "purge", false, "drop what is stored of an earlier capture first")
+	f.DurationVar(&wait, "wait", time.Minute, "wait this long for the changes to stream; 0 does not wait")
+	for name, values := range map[string][]string{"snapshot": {"initial", "none"}, "on-error": {"dead_letter", "stop"}, "on-loss": {"fail", "resnapshot"}} {
+		must(cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)))
+	}
+	return cmd
+}
+
+// lookEvery is how often a capture that is waited for is looked at.
+const lookEvery = 300 * time.Millisecond
+
+// awaitCapture returns the capture once it streams, has failed, or time is up,
+// with the error that fits the last two. It tells of progress on stderr.
+func (p *program) awaitCapture(ctx context.Context, c *sdk.CDC, want *sdk.Captured, atMost time.Duration) (*sdk.Captured, error) {
+	told, deadline := "", time.Now().Add(atMost)
+	for {
+		got, err := c.Get(ctx)
+		if err != nil {
+			return nil, err
+		}
+		st := got.Status
+		if st != nil && st.Capture != got.Capture.ID {
+			st, got.Status = nil, nil // of an earlier one
+		}
+		switch {
+		case got.Capture.ID != want.Capture.ID:
+			return nil, outcome{exitConflict, errors.New("somebody has enabled the capture anew meanwhile")}
+		case st != nil && st.State == sdk.CaptureStreaming:
+			return got, nil
+		case st != nil && (st.State == sdk.CaptureFailed || st.State == sdk.CaptureHeld):
+			return got, captureEnd(st)
+		case !time.Now().Before(deadline):
+			return got, outcome{exitPending, errors.New("time is up, and the capture goes on; see athena cdc status")}
+		}
+		if now := progress(st); now != told && !p.asJSON {
+			told = now
+			fmt.Fprintln(p.stderr, p.paint(p.stderr, dim, now))
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(min(lookEvery, time.Until(deadline)+time.Millisecond)):
+		}
+	}
+}
+
+// progress says in a line what a capture is at.
+func progress(st *sdk.CaptureStatus) string {
+	if st == nil {
+		return "waiting for a worker"
+	}
+	text := string(st.State)
+	if st.Progress != "" {
+		text += ": " + st.Progress
+	}
+	if st.Cause != nil {
+		text += ": " + st.Cause.Message
+	}
+	for _, s := range st.Snapshots {
+		if s.State == "running" {
+			rows, total := s.Rows()
+			text += fmt.Sprintf(", %d of about %d rows", rows, total)
+		}
+	}
+	return text
+}
+
+// captureEnd is the error that fits how a capture fares; nil if it does well.
+func captureEnd(st *sdk.CaptureStatus) error {
+	if st == nil {
+		return outcome{exitUnavailable, errors.New("no worker has taken the capture")}
+	}
+	why := "the capture is " + string(st.State)
+	if st.Cause != nil {
+		why += ": " + st.Cause.Message + " (" + st.Cause.Code + ")"
+	}
+	switch st.State {
+	case sdk.CaptureFailed:
+		return outcome{exitFailure, errors.New(why)}
+	case sdk.CaptureHeld:
+		return outcome{exitNotRunnable, errors.New(why)}
+	case sdk.CaptureDegraded, sdk.CaptureWaiting:
+		return outcome{exitUnavailable, errors.New(why)}
+	}
+	return nil
+}
+
+func (p *program) cdcDisable() *cobra.Command {
+	var client string
+	var purge bool
+	var wait time.Duration
+	cmd := &cobra.Command{
+		Use:   "disable",
+		Short: "End a capture, and remove what it made at the source",
+		Long: `Has a worker drop the replication slot and the publication, so that the source keeps no
+log for them any more. The changes that are stored can be read until they age out; with
+--purge they are dropped as well, and large values with them.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, done, err := p.changesOf(client)
+			if err != nil {
+				return err
+			}
+			defer done()
+			if err := c.Disable(cmd.Context(), purge); err != nil {
+				return err
+			}
+			if err := p.awaitRemoval(cmd.Context(), c, wait); err != nil {
+				return err
+			}
+			return p.say(map[string]any{"disabled": true, "purged": purge}, "%s", map[bool]string{true: "disabled", false: "a worker is removing it"}[wait > 0])
+		},
+	}
+	p.clientFlag(cmd, &client, "client whose changes are no longer captured (ATHENA_CLIENT)")
+	cmd.Flags().BoolVar(&purge, "purge", false, "drop the changes that are stored")
+	cmd.Flags().DurationVar(&wait, "wait", time.Minute, "wait this long for slot and publication to be removed; 0 does not wait")
+	return cmd
+}
+
+func (p *program) awaitRemoval(ctx context.Context, c *sdk.CDC, atMost time.Duration) error {
+	for deadline := time.Now().Add(atMost); atMost > 0; {
+		got, err := c.Get(ctx)
+		switch {
+		case athena.CodeOf(err) == athena.CodeNotFound:
+			return nil
+		case err != nil:
+			return err
+		case got.Status != nil && got.Status.State == sdk.CaptureFailed:
+			return captureEnd(got.Status)
+		case !time.Now().Before(deadline):
+			return outcome{exitPending, errors.New("time is up, and slot and publication are not removed yet; see athena cdc status")}
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(lookEvery):
+		}
+	}
+	return nil
+}
+
+func (p *program) cdcStatus() *cobra.Command {
+	var client string
+	var check bool
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show how captures fare: of one client, or of all",
+		Long: `Without --client all captures are listed. With --check the exit code tells how the
+captures fare that were shown: 0 well, 1 one has failed and needs a hand, 9 one is held
+since its client is frozen or not granted cdc, 5 one does not get on now and will by
+itself.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			api, err := p.api()
+			if err != nil {
+				return err
+			}
+			defer api.Close()
+			var list []sdk.Captured
+			if client != "" {
+				got, err := api.Client(client).CDC().Get(cmd.Context())
+				if err != nil {
+					return err
+				}
+				list = []sdk.Captured{*got}
+				err = p.show(got, func(w io.Writer) { p.writeCaptured(w, got) })
+				if err != nil {
+					return err
+				}
+			} else {
+				if list, err = api.Captures(cmd.Context()); err != nil {
+					return err
+				}
+				if err := p.show(list, func(w io.Writer) { p.writeCaptures(w, list) }); err != nil {
+					return err
+				}
+			}
+			if check {
+				return worst(list)
+			}
+			return nil
+		},
+	}
+	p.clientFlag(cmd, &client, "only this client's, with all that is known")
+	cmd.Flags().BoolVar(&check, "check", false, "have the exit code tell how they fare")
+	return cmd
+}
+
+// worst is the error of the capture that needs help most: a failed one before a
+// held one before one that will get on by itself.
+func worst(list []sdk.Captured) (err error) {
+	rank := map[exit]int{exitUnavailable: 1, exitNotRunnable: 2, exitFailure: 3}
+	for _, c := range list {
+		end := captureEnd(c.Status)
+		if end == nil || rank[exitOf(end)] <= rank[exitOf(err)] {
+			continue
+		}
+		err = outcome{exitOf(end), fmt.Errorf("%s: %w", c.Capture.Client, end)}
+	}
+	return err
+}
+
+func captureColor(s sdk.CaptureState) color {
+	switch s {
+	case sdk.CaptureStreaming:
+		return green
+	case sdk.CaptureFailed:
+		return red
+	case sdk.CaptureDegraded, sdk.CaptureHeld, sdk.CaptureRemoving:
+		return yellow
+	case sdk.CaptureSnapshot, sdk.CaptureStarting:
+		return blue
+	}
+	return dim
+}
+
+func (p *program) writeCaptures(w io.Writer, list []sdk.Captured) {
+	if len(list) == 0 {
+		fmt.Fprintln(w, "no captures")
+		return
+	}
+	lines := make([][]string, len(list))
+	for i, c := range list {
+		st := cmp.Or(c.Status, &sdk.CaptureStatus{State: sdk.CaptureWaiting})
+		note := st.Progress
+		if st.Cause != nil {
+			note = st.Cause.Code + ": " + st.Cause.Message
+		}
+		lines[i] = []string{c.Capture.Client, p.paint(w, captureColor(st.State), string(st.State)), strconv.Itoa(len(c.Capture.Tables)),
+			lag(st), fmt.Sprintf("%.0f/s", st.ChangesPerSecond), dash(string(st.Position)), clip(dash(note), 60)}
+	}
+	columns(w, []string{"CLIENT", p.paint(w, bold, "STATE"), "TABLES", "LAG", "CHANGES", "POSITION", "NOTE"}, lines)
+}
+
+func lag(st *sdk.CaptureStatus) string {
+	return fmt.Sprintf("%s, %s", config.Bytes(st.LagBytes), (time.Duration(st.LagSeconds * float64(time.Second))).Round(time.Millisecond))
+}
+
+// writeCaptured writes all that is known of one capture.
+func (p *program) writeCaptured(w io.Writer, c *sdk.Captured) {
+	fact := func(name, format string, args ...any) {
+		fmt.Fprintf(w, "%-12s %s\n", name, fmt.Sprintf(format, args...))
+	}
+	fact("client", "%s", c.Capture.Client)
+	st := cmp.Or(c.Status, &sdk.CaptureStatus{State: sdk.CaptureWaiting, Progress: "no worker has told of it yet"})
+	fact("state", "%s", p.paint(w, captureColor(st.State), string(st.State)))
+	if st.Progress != "" {
+		fact("progress", "%s", st.Progress)
+	}
+	if st.Cause != nil {
+		fact("cause", "%s (%s, since %s)", st.Cause.Message, st.Cause.Code, ago(st.Cause.Since))
+		fact("mend", "%s", st.Cause.Runbook)
+	}
+	fact("tables", "%s", strings.Join(c.Capture.Tables, ", "))
+	if st.Position != "" {
+		fact("position", "%s", st.Position)
+	}
+	if c.Status != nil {
+		fact("lag", "%s", lag(st))
+		fact("captured", "%s (%.0f/s), %s (%s/s) since the worker took it", counted(int64(st.Changes), "change"), st.ChangesPerSecond,
+			config.Bytes(st.Bytes), config.Bytes(st.BytesPerSecond))
+		if st.Rejected > 0 {
+			fact("rejected", "%s; see athena dead list", counted(int64(st.Rejected), "change"))
+		}
+		fact("worker", "%s, heard %s, %s", dash(st.Worker), ago(st.At), counted(int64(st.Restarts), "restart"))
+	}
+	if s := st.Slot; s != nil {
+		fact("slot", "%s: %s, active %t, %s of log kept", s.Slot, cmp.Or(s.Invalidated, s.WALStatus), s.Active, config.Bytes(s.Retained))
+	} else {
+		fact("slot", "%s", c.Capture.Slot)
+	}
+	fact("publication", "%s", c.Capture.Publication)
+	if s := c.Stream; s != nil {
+		fact("stream", "%s: %s, %s", s.Name, counted(int64(s.Messages), "message"), config.Bytes(s.Bytes))
+	}
+	fact("kept", "%s, at most %s", c.Capture.MaxAge, config.Bytes(c.Capture.MaxBytes))
+	for _, s := range st.Snapshots {
+		p.writeSnapshot(w, s)
+	}
+}
