@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -125,7 +126,7 @@ func (p *program) writeFindings(w io.Writer, found driver.ChangeCheck) {
 	if len(found.Tables) > 0 {
 		lines = nil
 		for _, t := range found.Tables {
-			lines = append(lines, []string{t.Table.String(), t.Identity, dash(strings.Join(t.Key, ", ")), strconv.FormatInt(t.Rows, 10), config.Bytes(t.Bytes).String()})
+			lines = append(lines, []string{t.Table.String(), t.Identity, dash(strings.Join(t.Key, ", ")), strconv.FormatInt(t.Rows, 10), size(uint64(t.Bytes))})
 		}
 		fmt.Fprintln(w)
 		columns(w, []string{"TABLE", "IDENTITY", "KEY", "ROWS, ABOUT", "SIZE"}, lines)
@@ -135,6 +136,17 @@ func (p *program) writeFindings(w io.Writer, found driver.ChangeCheck) {
 			fmt.Fprintf(w, "\n%s: %s\n  %s\n", p.paint(w, tint[f.Level], f.Level), strings.TrimSpace(f.Name+" "+f.Table), strings.ReplaceAll(f.Mend, "\n", "\n  "))
 		}
 	}
+}
+
+// tellFindings writes what stands in the way, if err says so.
+func (p *program) tellFindings(err error) {
+	raw, encodeErr := json.Marshal(athena.AsError(err).Details["findings"])
+	var found driver.ChangeCheck
+	if p.asJSON || encodeErr != nil || json.Unmarshal(raw, &found.Findings) != nil || len(found.Findings) == 0 {
+		return
+	}
+	p.writeFindings(p.stderr, found)
+	fmt.Fprintln(p.stderr)
 }
 
 // engineFlags adds the flags about what is made at the source.
@@ -168,13 +180,13 @@ slot waits for all transactions that run when it is made, however long they take
 			if spec.Tables = tableNames(tables); len(spec.Tables) == 0 {
 				return usagef("no table is named; give --tables, such as public.orders,public.items")
 			}
-			var size config.Bytes
+			var most config.Bytes
 			if maxBytes != "" {
-				if err := size.UnmarshalText([]byte(maxBytes)); err != nil {
+				if err := most.UnmarshalText([]byte(maxBytes)); err != nil {
 					return usagef("--max-bytes is %q: %v", maxBytes, err)
 				}
 			}
-			spec.MaxAge, spec.MaxBytes = athena.Duration(maxAge), int64(size)
+			spec.MaxAge, spec.MaxBytes = athena.Duration(maxAge), int64(most)
 			c, done, err := p.changesOf(client)
 			if err != nil {
 				return err
@@ -182,6 +194,7 @@ slot waits for all transactions that run when it is made, however long they take
 			defer done()
 			got, err := c.Enable(cmd.Context(), spec)
 			if err != nil {
+				p.tellFindings(err)
 				return err
 			}
 			if wait > 0 {
@@ -224,12 +237,9 @@ func (p *program) awaitCapture(ctx context.Context, c *sdk.CDC, want *sdk.Captur
 			return nil, err
 		}
 		st := got.Status
-		if st != nil && st.Capture != got.Capture.ID {
-			st, got.Status = nil, nil // of an earlier one
-		}
 		switch {
-		case got.Capture.ID != want.Capture.ID:
-			return nil, outcome{exitConflict, errors.New("somebody has enabled the capture anew meanwhile")}
+		case got.Capture == nil || want.Capture == nil || got.Capture.ID != want.Capture.ID:
+			return nil, outcome{exitConflict, errors.New("somebody has disabled the capture meanwhile")}
 		case st != nil && st.State == sdk.CaptureStreaming:
 			return got, nil
 		case st != nil && (st.State == sdk.CaptureFailed || st.State == sdk.CaptureHeld):
@@ -251,7 +261,7 @@ func (p *program) awaitCapture(ctx context.Context, c *sdk.CDC, want *sdk.Captur
 
 // progress says in a line what a capture is at.
 func progress(st *sdk.CaptureStatus) string {
-	if st == nil {
+	if st == nil || st.State == sdk.CaptureWaiting {
 		return "waiting for a worker"
 	}
 	text := string(st.State)
@@ -272,9 +282,6 @@ func progress(st *sdk.CaptureStatus) string {
 
 // captureEnd is the error that fits how a capture fares; nil if it does well.
 func captureEnd(st *sdk.CaptureStatus) error {
-	if st == nil {
-		return outcome{exitUnavailable, errors.New("no worker has taken the capture")}
-	}
 	why := "the capture is " + string(st.State)
 	if st.Cause != nil {
 		why += ": " + st.Cause.Message + " (" + st.Cause.Code + ")"
@@ -326,7 +333,7 @@ func (p *program) awaitRemoval(ctx context.Context, c *sdk.CDC, atMost time.Dura
 	for deadline := time.Now().Add(atMost); atMost > 0; {
 		got, err := c.Get(ctx)
 		switch {
-		case athena.CodeOf(err) == athena.CodeNotFound:
+		case athena.CodeOf(err) == athena.CodeNotFound, err == nil && got.Capture == nil:
 			return nil
 		case err != nil:
 			return err
@@ -396,11 +403,14 @@ itself.`,
 func worst(list []sdk.Captured) (err error) {
 	rank := map[exit]int{exitUnavailable: 1, exitNotRunnable: 2, exitFailure: 3}
 	for _, c := range list {
+		if c.Status == nil { // only the stream of an earlier one
+			continue
+		}
 		end := captureEnd(c.Status)
 		if end == nil || rank[exitOf(end)] <= rank[exitOf(err)] {
 			continue
 		}
-		err = outcome{exitOf(end), fmt.Errorf("%s: %w", c.Capture.Client, end)}
+		err = outcome{exitOf(end), fmt.Errorf("%s: %w", c.Status.Client, end)}
 	}
 	return err
 }
@@ -424,21 +434,24 @@ func (p *program) writeCaptures(w io.Writer, list []sdk.Captured) {
 		fmt.Fprintln(w, "no captures")
 		return
 	}
-	lines := make([][]string, len(list))
-	for i, c := range list {
-		st := cmp.Or(c.Status, &sdk.CaptureStatus{State: sdk.CaptureWaiting})
+	var lines [][]string
+	for _, c := range list {
+		st := c.Status
+		if c.Capture == nil || st == nil {
+			continue
+		}
 		note := st.Progress
 		if st.Cause != nil {
 			note = st.Cause.Code + ": " + st.Cause.Message
 		}
-		lines[i] = []string{c.Capture.Client, p.paint(w, captureColor(st.State), string(st.State)), strconv.Itoa(len(c.Capture.Tables)),
-			lag(st), fmt.Sprintf("%.0f/s", st.ChangesPerSecond), dash(string(st.Position)), clip(dash(note), 60)}
+		lines = append(lines, []string{c.Capture.Client, p.paint(w, captureColor(st.State), string(st.State)), strconv.Itoa(len(c.Capture.Tables)),
+			lag(st), fmt.Sprintf("%.0f/s", st.ChangesPerSecond), dash(string(st.Position)), clip(dash(note), 60)})
 	}
 	columns(w, []string{"CLIENT", p.paint(w, bold, "STATE"), "TABLES", "LAG", "CHANGES", "POSITION", "NOTE"}, lines)
 }
 
 func lag(st *sdk.CaptureStatus) string {
-	return fmt.Sprintf("%s, %s", config.Bytes(st.LagBytes), (time.Duration(st.LagSeconds * float64(time.Second))).Round(time.Millisecond))
+	return fmt.Sprintf("%s, %s", size(uint64(max(st.LagBytes, 0))), (time.Duration(st.LagSeconds * float64(time.Second))).Round(time.Millisecond))
 }
 
 // writeCaptured writes all that is known of one capture.
@@ -446,8 +459,28 @@ func (p *program) writeCaptured(w io.Writer, c *sdk.Captured) {
 	fact := func(name, format string, args ...any) {
 		fmt.Fprintf(w, "%-12s %s\n", name, fmt.Sprintf(format, args...))
 	}
-	fact("client", "%s", c.Capture.Client)
-	st := cmp.Or(c.Status, &sdk.CaptureStatus{State: sdk.CaptureWaiting, Progress: "no worker has told of it yet"})
+	if c.Capture != nil && c.Status != nil {
+		p.writeCapture(w, fact, c.Capture, c.Status)
+	} else {
+		fact("state", "%s", p.paint(w, dim, "not captured; what an earlier capture has stored can be read"))
+	}
+	if s := c.Stream; s != nil {
+		fact("stream", "%s, %s of at most %s, kept for %s", counted(int64(s.Messages), "message"), size(s.Bytes), size(uint64(s.MaxBytes)), s.MaxAge)
+		if s.First != "" {
+			fact("from", "%s, stored %s", s.First, ago(s.Oldest))
+			fact("to", "%s", s.Last)
+		}
+	}
+	fact("read by", "%s", counted(int64(c.Subscriptions), "subscription"))
+	if c.Status != nil {
+		for _, s := range c.Status.Snapshots {
+			p.writeSnapshot(w, s)
+		}
+	}
+}
+
+func (p *program) writeCapture(w io.Writer, fact func(string, string, ...any), c *sdk.Capture, st *sdk.CaptureStatus) {
+	fact("client", "%s", c.Client)
 	fact("state", "%s", p.paint(w, captureColor(st.State), string(st.State)))
 	if st.Progress != "" {
 		fact("progress", "%s", st.Progress)
@@ -456,30 +489,23 @@ func (p *program) writeCaptured(w io.Writer, c *sdk.Captured) {
 		fact("cause", "%s (%s, since %s)", st.Cause.Message, st.Cause.Code, ago(st.Cause.Since))
 		fact("mend", "%s", st.Cause.Runbook)
 	}
-	fact("tables", "%s", strings.Join(c.Capture.Tables, ", "))
+	fact("tables", "%s", strings.Join(c.Tables, ", "))
 	if st.Position != "" {
 		fact("position", "%s", st.Position)
 	}
-	if c.Status != nil {
+	if st.Worker != "" {
 		fact("lag", "%s", lag(st))
 		fact("captured", "%s (%.0f/s), %s (%s/s) since the worker took it", counted(int64(st.Changes), "change"), st.ChangesPerSecond,
-			config.Bytes(st.Bytes), config.Bytes(st.BytesPerSecond))
+			size(st.Bytes), size(uint64(st.BytesPerSecond)))
 		if st.Rejected > 0 {
 			fact("rejected", "%s; see athena dead list", counted(int64(st.Rejected), "change"))
 		}
-		fact("worker", "%s, heard %s, %s", dash(st.Worker), ago(st.At), counted(int64(st.Restarts), "restart"))
+		fact("worker", "%s, heard %s, %s", st.Worker, ago(st.At), counted(int64(st.Restarts), "restart"))
 	}
 	if s := st.Slot; s != nil {
-		fact("slot", "%s: %s, active %t, %s of log kept", s.Slot, cmp.Or(s.Invalidated, s.WALStatus), s.Active, config.Bytes(s.Retained))
+		fact("slot", "%s: %s, active %t, %s of log kept", s.Slot, cmp.Or(s.Invalidated, s.WALStatus), s.Active, size(uint64(max(s.Retained, 0))))
 	} else {
-		fact("slot", "%s", c.Capture.Slot)
+		fact("slot", "%s", c.Slot)
 	}
-	fact("publication", "%s", c.Capture.Publication)
-	if s := c.Stream; s != nil {
-		fact("stream", "%s: %s, %s", s.Name, counted(int64(s.Messages), "message"), config.Bytes(s.Bytes))
-	}
-	fact("kept", "%s, at most %s", c.Capture.MaxAge, config.Bytes(c.Capture.MaxBytes))
-	for _, s := range st.Snapshots {
-		p.writeSnapshot(w, s)
-	}
+	fact("publication", "%s", c.Publication)
 }

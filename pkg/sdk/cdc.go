@@ -132,20 +132,24 @@ func (s Snapshot) Rows() (read, total int64) {
 
 // ChangeStream is what is kept of a client's changes.
 type ChangeStream struct {
-	Name      string       `json:"name"`
-	Messages  uint64       `json:"messages"`
-	Bytes     uint64       `json:"bytes"`
-	Earliest  cdc.Position `json:"earliest,omitempty"`
-	Latest    cdc.Position `json:"latest,omitempty"`
-	EarliestA time.Time    `json:"earliest_at,omitzero"`
-	LatestAt  time.Time    `json:"latest_at,omitzero"`
+	Messages uint64          `json:"messages"` // of one or more changes each
+	Bytes    uint64          `json:"bytes"`
+	MaxBytes int64           `json:"max_bytes"`
+	MaxAge   athena.Duration `json:"max_age"`
+	First    cdc.Position    `json:"first_position,omitempty"`
+	Last     cdc.Position    `json:"last_position,omitempty"`
+	Oldest   time.Time       `json:"oldest,omitzero"`
 }
 
 // Captured is all that is known of how a client's changes are captured.
 type Captured struct {
-	Capture Capture        `json:"capture"`
-	Status  *CaptureStatus `json:"status"` // nil until a worker has told
-	Stream  *ChangeStream  `json:"stream"` // nil until there is one
+	// Capture and Status are nil where there is only the stream of an earlier
+	// capture.
+	Capture *Capture       `json:"capture,omitempty"`
+	Status  *CaptureStatus `json:"status,omitempty"`
+	// Stream is nil where there is none, and in lists.
+	Stream        *ChangeStream `json:"stream,omitempty"`
+	Subscriptions int           `json:"subscriptions"`
 }
 
 // Captures lists the captures that the key may see.
@@ -154,20 +158,23 @@ func (a *API) Captures(ctx context.Context) ([]Captured, error) {
 	return list, err
 }
 
-// Get says how the client's changes are captured; not_found if they are not.
+// Get says how the client's changes are captured; not_found if they are not, and
+// there is no stream of an earlier capture.
 func (c *CDC) Get(ctx context.Context) (*Captured, error) {
 	got, _, err := answer[*Captured](ctx, c.api, get(c.path(""), nil))
 	return got, err
 }
 
-// Check looks at what stands in the way of capturing, and changes nothing.
+// Check looks at what stands in the way of capturing, and changes nothing. What
+// it finds is no error.
 func (c *CDC) Check(ctx context.Context, spec CaptureSpec) (driver.ChangeCheck, error) {
 	found, _, err := answer[driver.ChangeCheck](ctx, c.api, request{method: http.MethodPost, path: c.path("/check"), body: spec, safe: true})
 	return found, err
 }
 
-// Enable has the client's changes captured. A worker sets the capture up
-// afterwards: Get tells how far it is.
+// Enable has the client's changes captured, or captured in another way. A worker
+// sets the capture up afterwards: Get tells how far it is. A conflict error says
+// what stands in the way; its detail findings has all that does.
 func (c *CDC) Enable(ctx context.Context, spec CaptureSpec) (*Captured, error) {
 	got, _, err := answer[*Captured](ctx, c.api, request{method: http.MethodPost, path: c.path("/enable"), body: spec})
 	return got, err
