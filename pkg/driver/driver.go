@@ -328,6 +328,9 @@ func Supports(b Backend) (s athena.Capabilities) {
 	if _, ok := b.(Provisioner); ok {
 		s |= athena.Allow(athena.Provisioning)
 	}
+	if _, ok := b.(ChangeSource); ok {
+		s |= athena.Allow(athena.CDC)
+	}
 	return s
 }
 

@@ -46,6 +46,7 @@ var (
 	_ driver.MigrationReader = (*Backend)(nil)
 	_ driver.Provisioner     = (*Backend)(nil)
 	_ driver.Identifier      = (*Backend)(nil)
+	_ driver.ChangeSource    = (*Backend)(nil)
 )
 
 // Backend is a pool of connections to one PostgreSQL database, and one
