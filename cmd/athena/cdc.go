@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/athena-pipelines/athena/pkg/athena"
+	"github.com/athena-pipelines/athena/pkg/changefeed"
 	"github.com/athena-pipelines/athena/pkg/config"
 	"github.com/athena-pipelines/athena/pkg/driver"
 	"github.com/athena-pipelines/athena/pkg/sdk"
@@ -53,27 +54,10 @@ func tablesFlag(cmd *cobra.Command, to *[]string, what string) {
 	cmd.Flags().StringArrayVarP(to, "tables", "t", nil, what)
 }
 
-// tableNames takes the values of --tables apart, at commas that are not within
-// the quotes of a name.
-func tableNames(values []string) []string {
-	var names []string
+// tableNames takes the values of --tables apart.
+func tableNames(values []string) (names []string) {
 	for _, v := range values {
-		quoted, from := false, 0
-		take := func(to int) {
-			if name := strings.TrimSpace(v[from:to]); name != "" {
-				names = append(names, name)
-			}
-			from = to + 1
-		}
-		for i := range len(v) {
-			switch {
-			case v[i] == '"':
-				quoted = !quoted
-			case v[i] == ',' && !quoted:
-				take(i)
-			}
-		}
-		take(len(v))
+		names = append(names, changefeed.SplitTables(v)...)
 	}
 	return names
 }

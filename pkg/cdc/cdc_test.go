@@ -113,9 +113,6 @@ func TestAChangeIsReadAsItWasWritten(t *testing.T) {
 		if !bytes.HasPrefix(line, []byte(`{"pos":"`+string(c.Pos)+`","op":"`+string(c.Op)+`"`)) {
 			t.Fatalf("%s does not begin with its position and op", line)
 		}
-		if pos, ok := PositionOf(line); !ok || pos != c.Pos {
-			t.Fatalf("the position of %s is %s, %t", line, pos, ok)
-		}
 		for name, got := range map[string]*Change{"a new one": {}, "a used one": &used} {
 			if err := Decode(line, got); err != nil {
 				t.Fatalf("%s: %v in %s", name, err, line)
@@ -266,15 +263,6 @@ func TestLines(t *testing.T) {
 			t.Errorf("after the end: %s", line)
 		}
 		break
-	}
-}
-
-func TestOnlyWhatAnEncoderWroteHasAPosition(t *testing.T) {
-	t.Parallel()
-	for _, line := range []string{``, `{}`, `{"pos":"A.1`, `{"op":"insert","pos":"A.1"}`, `{"pos":""}`, `{"pos":"\u0041"}`} {
-		if pos, ok := PositionOf([]byte(line)); ok {
-			t.Errorf("%s: got %s", line, pos)
-		}
 	}
 }
 

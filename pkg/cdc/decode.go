@@ -25,17 +25,6 @@ func Lines(data []byte) iter.Seq[[]byte] {
 	}
 }
 
-// PositionOf reads the position of a line that an Encoder wrote, and looks at
-// nothing else; false if the line begins otherwise.
-func PositionOf(line []byte) (Position, bool) {
-	rest, ok := bytes.CutPrefix(line, []byte(`{"pos":"`))
-	if !ok {
-		return "", false
-	}
-	pos, _, ok := bytes.Cut(rest, []byte(`"`))
-	return Position(pos), ok && Position(pos).Valid()
-}
-
 // Decode reads one change in the athena envelope into c, all of whose fields it
 // sets. Key, Before and After become slices of line; other memory that c has is
 // used again, so a caller that keeps a change decodes the next one into another.

@@ -53,7 +53,9 @@ func (c *CDC) Changes(ctx context.Context, q ChangesQuery) iter.Seq2[*cdc.Change
 			if s.spoke {
 				failures, s.spoke = 0, false
 			}
-			again := s.open && c.api.opts.Retries >= 0 && worthRepeating(err) &&
+			// A reader that took too long for what it was sent is told to come again.
+			passes := worthRepeating(err) || athena.CodeOf(err) == athena.CodeTimeout
+			again := s.open && c.api.opts.Retries >= 0 && passes &&
 				c.api.pause(ctx, failures, min(athena.AsError(err).RetryAfter, quiet/6))
 			if ctx.Err() != nil {
 				err = ctx.Err()

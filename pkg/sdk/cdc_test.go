@@ -39,7 +39,7 @@ func TestChangesGoOnWhereTheyWere(t *testing.T) {
 		case 2:
 			text(503, `{"code":"bus_unavailable","message":"stopping"}`)(w, r)
 		case 3: // nothing that is wanted, but the cursor moves
-			io.WriteString(w, "id: A.4\n\n: still here\n\n")
+			io.WriteString(w, "id: A.4\n\n: still here\n\nevent: error\ndata: {\"code\":\"timeout\",\"message\":\"too slow\"}\n\n")
 		case 4:
 			io.WriteString(w, sse(5)+"event: later\ndata: {}\n\nevent: error\ndata: {\"code\":\"client_frozen\",\"message\":\"frozen\"}\n\n"+sse(6))
 		default:

@@ -154,8 +154,8 @@ func (d *delivery) look(ctx, work context.Context) error {
 // fill takes the lines into the batch until it is full, or none is left.
 func (d *delivery) fill(b *webhook.Changes, most int) (full bool, err error) {
 	for len(d.lines) > 0 {
-		pos, ok := cdc.PositionOf(d.lines[0])
-		if !ok {
+		pos := changefeed.PositionOf(d.lines[0])
+		if pos == "" {
 			return false, fmt.Errorf("deliver: what follows %s is no change", d.seen)
 		}
 		out := b.JSON
