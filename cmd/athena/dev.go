@@ -238,7 +238,7 @@ func ensureClient(ctx context.Context, clients *catalog.Catalog, dsnFile string)
 func shopClient(dsnFile string) *athena.Client {
 	return &athena.Client{
 		Name: "shop", Lifecycle: athena.Active,
-		Capabilities: athena.Allow(athena.GatewayQuery, athena.RawSQL, athena.SchemaRead, athena.MigrationsRead, athena.DeferredQuery),
+		Capabilities: athena.Allow(athena.GatewayQuery, athena.RawSQL, athena.SchemaRead, athena.MigrationsRead, athena.DeferredQuery, athena.CDC),
 		Connection:   athena.PostgresConn{DSN: athena.NewSecret("file:" + dsnFile)},
 		Metadata:     map[string]any{"about": "the sample shop of athena dev"},
 	}
