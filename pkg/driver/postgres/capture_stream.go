@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/jackc/pglogrepl"
-	"github.com/jackc/pgx/v5"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/athena-pipelines/athena/pkg/driver"
@@ -133,7 +132,7 @@ func (b *Backend) openChanges(ctx context.Context, cfg driver.ChangeConfig) (_ *
 func pluginArgs(version int, cfg driver.ChangeConfig, publications []string, twoPhase bool) []string {
 	names := make([]string, len(publications))
 	for i, p := range publications {
-		names[i] = pgx.Identifier{p}.Sanitize()
+		names[i] = quoteName(p)
 	}
 	proto := 2 // 14: streaming of large transactions
 	switch {
