@@ -142,13 +142,34 @@ func (d *delivery) look(ctx, work context.Context) error {
 		if err := d.put(work, cur); err != nil {
 			return err
 		}
-	} else if now, err := d.Store.Cursor(ctx, d.sub.Client, d.sub.Name); err != nil {
+	} else if err := d.unmoved(ctx); err != nil {
 		return err
-	} else if now.Revision != d.cur.Revision {
-		return errMoved
 	}
 	d.looked = time.Now()
 	return d.permitted(ctx, work)
+}
+
+// unmoved reports whether the cursor is the one that is known.
+func (d *delivery) unmoved(ctx context.Context) error {
+	now, err := d.Store.Cursor(ctx, d.sub.Client, d.sub.Name)
+	if err == nil && now.Revision != d.cur.Revision {
+		err = errMoved
+	}
+	return err
+}
+
+// await returns when the next attempt is due, and sooner with an error if
+// somebody moves the cursor meanwhile, such as past the batch.
+func (d *delivery) await(ctx context.Context) error {
+	for left := time.Until(d.cur.NextTry); left > 0; left = time.Until(d.cur.NextTry) {
+		if pause(ctx, min(left, d.cfg.Recheck)); ctx.Err() != nil {
+			break
+		}
+		if err := d.unmoved(ctx); err != nil {
+			return err
+		}
+	}
+	return ctx.Err()
 }
 
 // fill takes the lines into the batch until it is full, or none is left.
@@ -194,9 +215,8 @@ func (d *delivery) fill(b *webhook.Changes, most int) (full bool, err error) {
 func (d *delivery) send(ctx, work context.Context, b *webhook.Changes) error {
 	id, body, host := b.ID(), b.Payload(), host(d.sub.URL)
 	for {
-		pause(ctx, time.Until(d.cur.NextTry))
-		if ctx.Err() != nil {
-			return ctx.Err()
+		if err := d.await(ctx); err != nil {
+			return err
 		}
 		if err := d.permitted(ctx, work); err != nil || d.cur.Stopped != "" {
 			return err

@@ -448,6 +448,28 @@ func TestTheCursorMayBeMovedBack(t *testing.T) {
 	}
 }
 
+func TestTheCursorMayBeMovedPastABatchThatFails(t *testing.T) {
+	t.Parallel()
+	s := newSubscribed(t)
+	s.answer = func(n int, w http.ResponseWriter) {
+		if n == 1 {
+			w.WriteHeader(http.StatusInternalServerError)
+		}
+	}
+	s.changes.add(4, cdc.Insert, 10)
+	s.run("w1", Config{Backoff: []time.Duration{time.Hour}})
+	s.subscribe("orders", 2)
+	s.want(Retried)
+	c := s.until("orders", "tried once", func(c changefeed.Cursor) bool { return c.Attempts == 1 })
+	if err := s.store.PutCursor(t.Context(), client, "orders", changefeed.Cursor{Pos: s.changes.at(2), Revision: c.Revision}); err != nil {
+		t.Fatal(err)
+	}
+	s.reaches("orders", 4)
+	if got := s.got(); len(got) != 2 || fmt.Sprint(got[1].ids()) != "[3 4]" {
+		t.Errorf("got %+v", got)
+	}
+}
+
 func TestASubscriptionThatIsRemovedGetsNothingMore(t *testing.T) {
 	t.Parallel()
 	s := newSubscribed(t)

@@ -22,8 +22,10 @@
 //     before was taken or stands in ATH_DEAD, and the cursor behind it is
 //     stored. So a receiver has the changes in order and each at least once; a
 //     worker that is lost in between repeats the batch.
-//  5. A batch that is tried again holds the same changes and bears the same
-//     webhook-id, also by another worker; a batch of other changes bears another.
+//  5. A batch that failed is tried again with the same changes and the same
+//     webhook-id, also by another worker; other changes bear another one. What
+//     was sent by a worker that was lost before it could store how that went may
+//     come again among more changes.
 package deliver
 
 import (
