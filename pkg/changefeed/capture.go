@@ -19,9 +19,10 @@ type Capture struct {
 	Tables      []driver.TableName `json:"tables"`
 	Slot        string             `json:"slot"`
 	Publication string             `json:"publication"`
-	// TakeOver and InsertsOnly are those of driver.ChangeSetup.
+	// TakeOver, InsertsOnly and LocalOnly are those of driver.ChangeSetup.
 	TakeOver    bool `json:"take_over,omitempty"`
 	InsertsOnly bool `json:"inserts_only,omitempty"`
+	LocalOnly   bool `json:"local_only,omitempty"`
 	// Snapshot says whether the rows that are there are read first.
 	Snapshot SnapshotMode `json:"snapshot"`
 	// OnError says what becomes of a change that cannot be encoded.
@@ -106,7 +107,7 @@ func (c Capture) WithDefaults() Capture {
 func (c Capture) Setup() driver.ChangeSetup {
 	return driver.ChangeSetup{
 		Client: c.Client, Tables: c.Tables, Slot: c.Slot, Publication: c.Publication,
-		TakeOver: c.TakeOver, InsertsOnly: c.InsertsOnly,
+		TakeOver: c.TakeOver, InsertsOnly: c.InsertsOnly, LocalOnly: c.LocalOnly,
 	}
 }
 
