@@ -331,22 +331,8 @@ func (b *Backend) describe(ctx context.Context, r *relation) error {
 		if r.identity == 'f' {
 			// All columns bear the mark of the identity. The key is the primary
 			// key still, if the table has one.
-			rows, err := conn.Query(ctx, `SELECT a.attname FROM pg_catalog.pg_index i
-				JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey)
-				WHERE i.indrelid = $1 AND i.indisprimary`, r.oid)
+			key, err := identityKey(ctx, on(conn.Conn()), r.oid)
 			if err != nil {
-				return err
-			}
-			var key []string
-			for rows.Next() {
-				var name string
-				if err := rows.Scan(&name); err != nil {
-					rows.Close()
-					return err
-				}
-				key = append(key, name)
-			}
-			if err := rows.Err(); err != nil {
 				return err
 			}
 			for i := range r.columns {

@@ -291,35 +291,56 @@ func publishedTable(ctx context.Context, query queryFunc, version int, publicati
 	if !all {
 		p.filter = strings.Join(filters, " OR ")
 	}
+	n, err := query(ctx, `
+		SELECT c.oid, c.relkind = 'p', coalesce(k.indnkeyatts, 0)
+		FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace `+identityIndex+`
+		WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p')`, []any{name.Schema, name.Table},
+		func(rows pgx.Rows) error { return rows.Scan(&p.oid, &p.parted, &p.keySize) })
+	if err != nil || n == 0 {
+		return nil, err
+	}
 	// Before 18 generated columns are not sent, though 15 lists them.
 	generated := ` AND a.attgenerated = ''`
 	if version >= 180000 {
 		generated = ``
 	}
-	n, err := query(ctx, `
-		SELECT c.oid, c.relkind = 'p', coalesce(k.indnkeyatts, 0), a.attname, a.atttypid, coalesce(p.place, 0),
+	_, err = query(ctx, `
+		SELECT a.attname, a.atttypid, coalesce(p.place, 0),
 		       CASE WHEN p.collation <> a.attcollation AND p.collation <> 0
 		            THEN (SELECT quote_ident(s.nspname) || '.' || quote_ident(l.collname) FROM pg_catalog.pg_collation l
 		                  JOIN pg_catalog.pg_namespace s ON s.oid = l.collnamespace WHERE l.oid = p.collation)
 		            ELSE '' END
-		FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-		JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped `+identityIndex+`
+		FROM pg_catalog.pg_class c JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped `+identityIndex+`
 		LEFT JOIN LATERAL (SELECT g AS place, k.indcollation[g - 1] AS collation FROM generate_series(1, k.indnkeyatts) g
 		                   WHERE k.indkey[g - 1] = a.attnum LIMIT 1) p ON true
-		WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p')
-		  AND ($3::text[] IS NULL OR a.attname = ANY ($3))`+generated+`
-		ORDER BY a.attnum`, []any{name.Schema, name.Table, only},
+		WHERE c.oid = $1 AND ($2::text[] IS NULL OR a.attname = ANY ($2))`+generated+`
+		ORDER BY a.attnum`, []any{p.oid, only},
 		func(rows pgx.Rows) error {
 			c := publishedColumn{index: len(p.columns)}
-			err := rows.Scan(&p.oid, &p.parted, &p.keySize, &c.name, &c.oid, &c.place, &c.collation)
+			err := rows.Scan(&c.name, &c.oid, &c.place, &c.collation)
 			c.key = c.place > 0
 			p.columns = append(p.columns, c)
 			return err
 		})
-	if err != nil || n == 0 {
+	if err != nil {
 		return nil, err
 	}
 	return p, nil
+}
+
+// identityKey are the columns of the key of a relation, in no order.
+func identityKey(ctx context.Context, query queryFunc, oid uint32) (names []string, err error) {
+	_, err = query(ctx, `
+		SELECT a.attname FROM pg_catalog.pg_class c `+identityIndex+`
+		JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum = ANY ((k.indkey::int2[])[0:k.indnkeyatts - 1])
+		WHERE c.oid = $1`, []any{oid},
+		func(rows pgx.Rows) error {
+			var name string
+			err := rows.Scan(&name)
+			names = append(names, name)
+			return err
+		})
+	return names, err
 }
 
 // parseXIDs reads the transactions in progress of a pg_snapshot.

@@ -1,13 +1,21 @@
 package postgres
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/athena-pipelines/athena/pkg/athena"
+	"github.com/athena-pipelines/athena/pkg/cdc"
 	"github.com/athena-pipelines/athena/pkg/driver"
+	"github.com/athena-pipelines/athena/pkg/localpg/pgtest"
 )
 
 // readAll reads a snapshot with several readers and returns "table key after" of
@@ -18,23 +26,314 @@ func readAll(t *testing.T, snap driver.ChangeSnapshot, readers int) []string {
 	if err != nil {
 		t.Fatal(err)
 	}
+	list, err := readParts(t.Context(), snap, parts, readers)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return list
+}
+
+func readParts(ctx context.Context, snap driver.ChangeSnapshot, parts []driver.SnapshotPart, readers int) ([]string, error) {
 	var mu sync.Mutex
 	list := []string{}
 	var g errgroup.Group
 	g.SetLimit(readers)
 	for _, p := range parts {
 		g.Go(func() error {
-			return snap.Read(t.Context(), p, func(key, after []byte) error {
+			return snap.Read(ctx, p, func(key, after []byte) error {
 				mu.Lock()
 				defer mu.Unlock()
-				list = append(list, p.Table.String()+" "+string(key)+" "+string(after))
+				list = append(list, fmt.Sprintf("%s %s %s", p.Table, key, after))
 				return nil
 			})
 		})
 	}
-	if err := g.Wait(); err != nil {
+	err := g.Wait()
+	slices.Sort(list)
+	return list, err
+}
+
+func wantRows(t *testing.T, got []string, want ...string) {
+	t.Helper()
+	slices.Sort(want)
+	if !slices.Equal(got, want) {
+		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
+// sentColumns are the columns that the stream describes, by table: the slot is
+// read as pgoutput writes it.
+func (l *lab) sentColumns(s driver.ChangeSetup) map[string][]cdc.Column {
+	l.t.Helper()
+	names, err := l.publications(l.t.Context(), s)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	rows, err := l.sql.Query(l.t.Context(), `SELECT data FROM pg_logical_slot_peek_binary_changes($1, NULL, NULL, 'proto_version', '1', 'publication_names', $2)`,
+		s.Slot, strings.Join(names, ","))
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	defer rows.Close()
+	sent := map[string][]cdc.Column{}
+	for rows.Next() {
+		msg := rows.RawValues()[0]
+		if msg[0] != msgRelation {
+			continue
+		}
+		m, err := decodeRelation(&scanner{b: msg[1:]})
+		if err != nil {
+			l.t.Fatal(err)
+		}
+		r := &relation{relationMessage: m}
+		if err := l.describe(l.t.Context(), r); err != nil {
+			l.t.Fatal(err)
+		}
+		sent[m.schema+"."+m.table] = r.enc.describe(&l.types)
+	}
+	if err := rows.Err(); err != nil {
+		l.t.Fatal(err)
+	}
+	return sent
+}
+
+func TestSnapshotIsOfTheConsistentPoint(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, pgtest.DSN(t))
+	l.exec(`CREATE TABLE a (id int PRIMARY KEY, filler text)`, `CREATE TABLE "bare" (id int, n numeric)`, `CREATE TABLE empty (id int PRIMARY KEY)`,
+		// Some 20 MB, so that there are parts to read beside each other.
+		`INSERT INTO a SELECT i, repeat('x', 2000) FROM generate_series(1, 9000) i`, `ALTER TABLE bare REPLICA IDENTITY FULL`,
+		`INSERT INTO bare VALUES (1, 1.50), (NULL, 'NaN')`, `ANALYZE a`)
+	s := l.setup("a", "bare", "empty")
+	_, snap := l.started(s)
+	l.exec(`DELETE FROM a WHERE id % 2 = 0`, `UPDATE a SET filler = 'late' WHERE id % 3 = 0`, `INSERT INTO a VALUES (9001, 'late')`,
+		`VACUUM a`, `INSERT INTO empty VALUES (1)`, `ALTER TABLE empty ADD COLUMN late int`)
+
+	parts, err := snap.Tables(t.Context(), 6)
+	if err != nil {
 		t.Fatal(err)
 	}
-	slices.Sort(list)
-	return list
+	of := map[string]int{}
+	estimated := int64(0)
+	for _, p := range parts {
+		if p.N != of[p.Table.Table] {
+			t.Errorf("part %+v comes after %d", p, of[p.Table.Table])
+		}
+		of[p.Table.Table]++
+		if p.Table.Table == "a" {
+			estimated += p.Rows
+		}
+	}
+	if want := map[string]int{"a": 6, "bare": 1, "empty": 1}; !maps.Equal(of, want) {
+		t.Errorf("parts: %v; want %v", of, want)
+	}
+	if estimated < 4000 || estimated > 9500 { // as VACUUM left it
+		t.Errorf("%d rows are estimated", estimated)
+	}
+	got, err := readParts(t.Context(), snap, parts, 4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{`public.bare  {"id":1,"n":"1.50"}`, `public.bare  {"id":null,"n":"NaN"}`}
+	for i := 1; i <= 9000; i++ {
+		want = append(want, fmt.Sprintf(`public.a {"id":%d} {"id":%d,"filler":"%s"}`, i, i, strings.Repeat("x", 2000)))
+	}
+	slices.Sort(want)
+	if !slices.Equal(got, want) {
+		t.Errorf("read %d rows, which are not the %d of the consistent point", len(got), len(want))
+	}
+	columns, err := snap.Columns(t.Context(), s.Tables[2])
+	if err != nil || !slices.Equal(columns, []cdc.Column{{Name: "id", Type: "integer", Key: true}}) {
+		t.Errorf("columns: %v, %v", columns, err)
+	}
+}
+
+func TestPartsOfLargeTables(t *testing.T) {
+	t.Parallel()
+	name := driver.TableName{Schema: "s", Table: "t"}
+	leaves := []leaf{{oid: 1, heap: true, blocks: 100_000, rows: 1000, pages: 100}, {oid: 2, heap: true}, {oid: 3, blocks: 100_000, rows: -1}}
+	parts := split(name, leaves, 2)
+	next := map[uint32]int64{}
+	for i, p := range parts {
+		r, err := parseBlockRange(p.Range)
+		if err != nil || p.N != i || p.Of != len(parts) || p.Table != name || r.from != next[r.oid] || r.to != 0 && r.to <= r.from || (r.to-r.from)*blockSize > partBytes {
+			t.Errorf("part %d: %+v, %v", i, p, err)
+		}
+		next[r.oid] = r.to
+	}
+	if len(parts) != 13+1+1 || next[1] != 0 || next[3] != 0 { // 800 MB, and what cannot be divided
+		t.Errorf("%d parts", len(parts))
+	}
+	if _, err := parseBlockRange("x"); err == nil {
+		t.Error("a range of others")
+	}
+}
+
+func TestSnapshotOfOddTables(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, pgtest.DSN(t))
+	l.exec(
+		`CREATE SCHEMA "my schema"`, `CREATE TYPE "my schema"."Mood" AS ENUM ('so so', 'fine')`, `CREATE TYPE pair AS (x int, y text)`, `CREATE DOMAIN age AS int`,
+		`CREATE TABLE "my schema"."Odd.Name" ("a""b" int, dropped int, "c'd" text, mood "my schema"."Mood"[], p pair, n age, PRIMARY KEY ("c'd", "a""b"))`,
+		`ALTER TABLE "my schema"."Odd.Name" DROP COLUMN dropped`,
+		// What COPY escapes, and what looks like its marks.
+		`INSERT INTO "my schema"."Odd.Name" VALUES (1, E'tab\there\nand\\there\r\b\f\x0b', '{"so so",NULL}', (1, E'a"b\\\t'), 7), (2, '\N', NULL, NULL, NULL),
+			(3, '', '{}', '(,)', 0), (4, '\.', NULL, NULL, NULL), (5, E'\\', NULL, NULL, NULL)`,
+		`CREATE TABLE computed (a int, id int PRIMARY KEY, twice int GENERATED ALWAYS AS (a * 2) STORED, z text DEFAULT 'z')`,
+		`INSERT INTO computed (id, a) VALUES (1, 10)`,
+		`CREATE TABLE parts (id int, at date, n text, PRIMARY KEY (id, at)) PARTITION BY RANGE (at)`,
+		`CREATE TABLE parts_1 (n text, gone int, at date NOT NULL, id int NOT NULL)`, `ALTER TABLE parts_1 DROP COLUMN gone`,
+		`ALTER TABLE parts ATTACH PARTITION parts_1 FOR VALUES FROM ('2026-01-01') TO ('2026-02-01')`,
+		`CREATE TABLE "parts.2" PARTITION OF parts FOR VALUES FROM ('2026-02-01') TO ('2026-03-01') PARTITION BY LIST (id)`,
+		`CREATE TABLE parts_2_1 PARTITION OF "parts.2" FOR VALUES IN (1)`, `CREATE TABLE parts_2_x PARTITION OF "parts.2" DEFAULT`,
+		`INSERT INTO parts VALUES (1, '2026-01-15', 'a'), (1, '2026-02-15', 'b'), (2, '2026-02-15', 'c')`,
+		`CREATE TABLE parent (id int PRIMARY KEY)`, `CREATE TABLE child () INHERITS (parent)`, `INSERT INTO parent VALUES (1)`, `INSERT INTO child VALUES (2)`,
+		`CREATE TABLE indexed (a text NOT NULL, b int NOT NULL, c int, PRIMARY KEY (b))`, `CREATE UNIQUE INDEX indexed_a ON indexed (a) INCLUDE (c)`,
+		`ALTER TABLE indexed REPLICA IDENTITY USING INDEX indexed_a`, `INSERT INTO indexed VALUES ('x', 1, 2)`,
+		`CREATE TABLE whole (a int, id int, b text, PRIMARY KEY (id) INCLUDE (a))`, `ALTER TABLE whole REPLICA IDENTITY FULL`, `INSERT INTO whole VALUES (1, 2, 'x')`,
+		`CREATE TABLE bare (a int, b text)`, `INSERT INTO bare VALUES (1, 'x')`,
+		`CREATE TABLE nothing ()`, `INSERT INTO nothing DEFAULT VALUES`,
+	)
+	odd := driver.TableName{Schema: "my schema", Table: "Odd.Name"}
+	s := l.setup("computed", "parts", "parent", "indexed", "whole", "bare", "nothing")
+	s.Tables = append(s.Tables, odd)
+	s.InsertsOnly = true
+	_, snap := l.started(s)
+	name := `"my schema"."Odd.Name"`
+	wantRows(t, readAll(t, snap, 3),
+		name+` {"a\"b":1,"c'd":"tab\there\nand\\there\r\u0008\u000c\u000b"} {"a\"b":1,"c'd":"tab\there\nand\\there\r\u0008\u000c\u000b","mood":["so so",null],"p":{"x":1,"y":"a\"b\\\t"},"n":7}`,
+		name+` {"a\"b":2,"c'd":"\\N"} {"a\"b":2,"c'd":"\\N","mood":null,"p":null,"n":null}`,
+		name+` {"a\"b":3,"c'd":""} {"a\"b":3,"c'd":"","mood":[],"p":{"x":null,"y":null},"n":0}`,
+		name+` {"a\"b":4,"c'd":"\\."} {"a\"b":4,"c'd":"\\.","mood":null,"p":null,"n":null}`,
+		name+` {"a\"b":5,"c'd":"\\"} {"a\"b":5,"c'd":"\\","mood":null,"p":null,"n":null}`,
+		`public.computed {"id":1} {"a":10,"id":1,"z":"z"}`,
+		`public.parts {"id":1,"at":"2026-01-15"} {"id":1,"at":"2026-01-15","n":"a"}`,
+		`public.parts {"id":1,"at":"2026-02-15"} {"id":1,"at":"2026-02-15","n":"b"}`,
+		`public.parts {"id":2,"at":"2026-02-15"} {"id":2,"at":"2026-02-15","n":"c"}`,
+		`public.parent {"id":1} {"id":1}`,
+		`public.indexed {"a":"x"} {"a":"x","b":1,"c":2}`,
+		`public.whole {"id":2} {"a":1,"id":2,"b":"x"}`,
+		`public.bare  {"a":1,"b":"x"}`,
+		`public.nothing  {}`,
+	)
+
+	// The stream describes the tables in the same way.
+	l.exec(`INSERT INTO "my schema"."Odd.Name" VALUES (9, 'x')`, `INSERT INTO computed (id) VALUES (9)`, `INSERT INTO parts VALUES (9, '2026-01-09')`,
+		`INSERT INTO parent VALUES (9)`, `INSERT INTO indexed VALUES ('y', 9)`, `INSERT INTO whole VALUES (9, 9)`, `INSERT INTO bare VALUES (9)`, `INSERT INTO nothing DEFAULT VALUES`)
+	l.sameColumns(s, snap)
+}
+
+// sameColumns compares the snapshot's columns with those of the stream.
+func (l *lab) sameColumns(s driver.ChangeSetup, snap driver.ChangeSnapshot) {
+	l.t.Helper()
+	sent := l.sentColumns(s)
+	for _, table := range s.Tables {
+		columns, err := snap.Columns(l.t.Context(), table)
+		if err != nil {
+			l.t.Error(err)
+		}
+		if want, ok := sent[table.Schema+"."+table.Table]; !ok || !slices.Equal(columns, want) {
+			l.t.Errorf("%s: the snapshot has %+v, the stream %+v (%v)", table, columns, want, ok)
+		}
+	}
+}
+
+func TestSnapshotGoesByThePublication(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, pgtest.DSN(t))
+	if serverMajorOf(l) < 15 {
+		t.Log("column lists and row filters came with PostgreSQL 15; nothing to see here")
+		return
+	}
+	l.exec(
+		`CREATE TABLE a (secret text, "I d" int PRIMARY KEY, kind text, twice int GENERATED ALWAYS AS (length(kind)) STORED)`,
+		`INSERT INTO a VALUES ('s', 1, 'x'), ('s', 2, 'y'), ('s', 3, NULL)`,
+		`CREATE TABLE parts (id int PRIMARY KEY, secret text, kind text) PARTITION BY RANGE (id)`,
+		`CREATE TABLE parts_1 (kind text, secret text, id int NOT NULL)`, `ALTER TABLE parts ATTACH PARTITION parts_1 FOR VALUES FROM (0) TO (10)`,
+		`INSERT INTO parts VALUES (1, 's', 'x'), (2, 's', 'y')`,
+		`CREATE PUBLICATION theirs FOR TABLE a ("I d", kind) WHERE ("I d" <> 2 AND kind IS DISTINCT FROM 'x''y'), parts (kind, id) WHERE (id > 1) WITH (publish_via_partition_root = true)`)
+	s := l.setup("a", "parts")
+	s.Publication, s.TakeOver = "theirs", true
+	_, snap := l.started(s)
+	wantRows(t, readAll(t, snap, 2),
+		`public.a {"I d":1} {"I d":1,"kind":"x"}`, `public.a {"I d":3} {"I d":3,"kind":null}`, `public.parts {"id":2} {"id":2,"kind":"y"}`)
+	l.exec(`INSERT INTO a VALUES ('s', 9, 'x')`, `INSERT INTO parts VALUES (9, 's', 'x')`)
+	l.sameColumns(s, snap)
+
+	// Without the root, partitions are published under their own names.
+	l.exec(`ALTER PUBLICATION theirs SET TABLE a, parts`, `ALTER PUBLICATION theirs SET (publish_via_partition_root = false)`)
+	wantCode(t, l.PrepareChanges(t.Context(), s), athena.CodeConflict, "publish_via_partition_root")
+
+	if serverMajorOf(l) >= 18 {
+		l.exec(`ALTER PUBLICATION theirs SET TABLE a`, `ALTER PUBLICATION theirs SET (publish_generated_columns = stored)`,
+			`ALTER TABLE a ADD COLUMN virtual int GENERATED ALWAYS AS (1)`)
+		s = l.setup("a")
+		s.Publication, s.TakeOver, s.Slot = "theirs", true, s.Slot+"_2"
+		_, snap := l.started(s)
+		l.exec(`INSERT INTO a VALUES ('s', 10, 'x')`)
+		l.sameColumns(s, snap)
+		if got := readAll(t, snap, 1); len(got) != 4 || !strings.Contains(got[1], `"kind":"x","twice":1}`) {
+			t.Errorf("%v", got)
+		}
+	}
+}
+
+func TestSnapshotRefusesATableThatWasRewritten(t *testing.T) {
+	t.Parallel()
+	for name, change := range map[string]string{
+		"altered":   `ALTER TABLE a ALTER id TYPE bigint`,
+		"truncated": `TRUNCATE a`,
+		"dropped":   `DROP TABLE a`,
+		"renamed":   `ALTER TABLE a RENAME TO b`,
+		"replaced":  `DROP TABLE a; CREATE TABLE a (id int PRIMARY KEY)`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			l := newLab(t, pgtest.DSN(t))
+			l.exec(`CREATE TABLE a (id int PRIMARY KEY)`, `INSERT INTO a VALUES (1)`)
+			_, snap := l.started(l.setup("a"))
+			l.exec(change)
+			_, err := snap.Tables(t.Context(), 1)
+			if code := athena.CodeOf(err); code != athena.CodeConflict && code != athena.CodeNotFound {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+}
+
+func TestSnapshotHoldsItsTables(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, pgtest.DSN(t))
+	l.exec(`CREATE TABLE a (id int PRIMARY KEY)`, `INSERT INTO a VALUES (1)`, `SET lock_timeout = '100ms'`)
+	_, snap := l.started(l.setup("a"))
+	parts, err := snap.Tables(t.Context(), 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.sql.Exec(t.Context(), `TRUNCATE a`); err == nil {
+		t.Error("the table was truncated")
+	}
+	l.exec(`UPDATE a SET id = 2`) // the application goes on
+
+	stop := errors.New("enough")
+	if err := snap.Read(t.Context(), parts[0], func(_, _ []byte) error { return stop }); !errors.Is(err, stop) {
+		t.Errorf("got %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := snap.Read(ctx, parts[0], func(_, _ []byte) error { return nil }); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	got, err := readParts(t.Context(), snap, parts, 1)
+	if err != nil {
+		t.Error(err)
+	}
+	wantRows(t, got, `public.a {"id":1} {"id":1}`)
+	if err := snap.Close(t.Context()); err != nil {
+		t.Error(err)
+	}
+	l.exec(`TRUNCATE a`)
+	if err := snap.Read(t.Context(), parts[0], func(_, _ []byte) error { return nil }); err == nil {
+		t.Error("read from a snapshot that is closed")
+	}
 }
