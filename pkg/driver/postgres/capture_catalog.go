@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -341,18 +340,4 @@ func identityKey(ctx context.Context, query queryFunc, oid uint32) (names []stri
 			return err
 		})
 	return names, err
-}
-
-// parseXIDs reads the transactions in progress of a pg_snapshot.
-func parseXIDs(snapshot string) (list []uint64) {
-	parts := strings.Split(snapshot, ":")
-	if len(parts) != 3 {
-		return nil
-	}
-	for _, text := range strings.Split(parts[2], ",") {
-		if xid, err := strconv.ParseUint(text, 10, 64); err == nil {
-			list = append(list, xid)
-		}
-	}
-	return list
 }

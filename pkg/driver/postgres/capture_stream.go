@@ -418,7 +418,7 @@ func (s *changeStream) Interrupt() {
 
 // Snapshot opens a reader of one table beside the stream.
 func (s *changeStream) Snapshot(ctx context.Context, t driver.SnapshotTable) (driver.TableReader, error) {
-	r, err := s.backend.newTableReader(ctx, s.cfg.ChangeSetup, t, s.decoder.recent.any)
+	r, err := s.backend.newTableReader(ctx, s.cfg.ChangeSetup, t, s.decoder.recent.hiddenFrom)
 	if err != nil {
 		return nil, err
 	}
@@ -458,6 +458,7 @@ type recentTransactions struct {
 	ring []uint32
 	next int
 	set  map[uint32]struct{}
+	last uint32 // of them all, the id that was given out last; 0 is none
 }
 
 // recentMost is more than the connections of a server: of each only the last
@@ -478,16 +479,19 @@ func (r *recentTransactions) add(xid uint32) {
 		r.next = (r.next + 1) % recentMost
 	}
 	r.set[xid] = struct{}{}
+	if r.last == 0 || int32(xid-r.last) > 0 { // ids wrap around
+		r.last = xid
+	}
 }
 
-// any reports whether one of the transactions was handed over.
-func (r *recentTransactions) any(inProgress []uint64) bool {
+// hiddenFrom reports whether a snapshot does not see one of them.
+func (r *recentTransactions) hiddenFrom(s xidSnapshot) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, xid := range inProgress {
+	for _, xid := range s.open {
 		if _, ok := r.set[uint32(xid)]; ok {
 			return true
 		}
 	}
-	return false
+	return r.last != 0 && int32(r.last-uint32(s.next)) >= 0
 }

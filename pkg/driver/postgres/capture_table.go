@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -24,7 +25,7 @@ type tableReader struct {
 	setup   driver.ChangeSetup
 	name    driver.TableName
 	where   string
-	recent  func(inProgress []uint64) bool
+	hidden  func(xidSnapshot) bool
 
 	conn    *pgx.Conn // nil until it is needed, and after a failure
 	version int
@@ -36,13 +37,13 @@ type tableReader struct {
 // table without a key is one chunk, and takes what it takes.
 const chunkTimeout = 5 * time.Minute
 
-// newTableReader opens a reader of t. recent reports whether one of the given
-// transactions was handed over by the stream.
-func (b *Backend) newTableReader(ctx context.Context, s driver.ChangeSetup, t driver.SnapshotTable, recent func(inProgress []uint64) bool) (*tableReader, error) {
+// newTableReader opens a reader of t. hidden reports whether the stream has
+// handed over a transaction that the snapshot does not see.
+func (b *Backend) newTableReader(ctx context.Context, s driver.ChangeSetup, t driver.SnapshotTable, hidden func(xidSnapshot) bool) (*tableReader, error) {
 	if err := checkCondition(t.Where); err != nil {
 		return nil, err
 	}
-	r := &tableReader{backend: b, setup: s, name: t.Table, where: strings.TrimSpace(t.Where), recent: recent}
+	r := &tableReader{backend: b, setup: s, name: t.Table, where: strings.TrimSpace(t.Where), hidden: hidden}
 	if _, err := r.Total(ctx); err != nil { // which has the server parse the condition
 		r.Close(ctx)
 		return nil, err
@@ -257,10 +258,11 @@ func (r *tableReader) begin(ctx context.Context, bounded bool) error {
 			return err
 		}
 		if len(rows) != 1 {
-			return fmt.Errorf("postgres: the answer to pg_current_snapshot is %v", rows)
+			return errors.New("postgres: there is no answer to pg_current_snapshot")
 		}
-		if !r.recent(parseXIDs(rows[0][0])) {
-			return nil
+		seen, err := parseXIDs(rows[0][0])
+		if err != nil || !r.hidden(seen) {
+			return err
 		}
 		if _, err := simpleQuery(ctx, r.conn.PgConn(), "ROLLBACK"); err != nil {
 			return err
@@ -271,6 +273,34 @@ func (r *tableReader) begin(ctx context.Context, bounded bool) error {
 			return ctx.Err()
 		}
 	}
+}
+
+// An xidSnapshot tells which transactions a snapshot sees: those before next
+// that are not open. What is committing may be the newest of all, and then is
+// not among the open ones, but stands at next or behind it.
+type xidSnapshot struct {
+	open []uint64
+	next uint64
+}
+
+// parseXIDs reads a pg_snapshot: the oldest open transaction, next, and all that
+// are open.
+func parseXIDs(text string) (s xidSnapshot, err error) {
+	parts := strings.Split(text, ":")
+	if len(parts) != 3 {
+		return s, fmt.Errorf("postgres: the answer to pg_current_snapshot is %q", text)
+	}
+	if s.next, err = strconv.ParseUint(parts[1], 10, 64); err != nil || parts[2] == "" {
+		return s, err
+	}
+	for _, xid := range strings.Split(parts[2], ",") {
+		n, err := strconv.ParseUint(xid, 10, 64)
+		if err != nil {
+			return s, err
+		}
+		s.open = append(s.open, n)
+	}
+	return s, nil
 }
 
 // Total is the planner's estimate.
