@@ -22,6 +22,7 @@ import (
 
 	"github.com/athena-pipelines/athena/api"
 	"github.com/athena-pipelines/athena/api/admin"
+	"github.com/athena-pipelines/athena/api/cdc"
 	"github.com/athena-pipelines/athena/api/gateway"
 	"github.com/athena-pipelines/athena/api/middleware"
 	"github.com/athena-pipelines/athena/api/openapi/openapitest"
@@ -32,6 +33,7 @@ import (
 	"github.com/athena-pipelines/athena/pkg/bus"
 	"github.com/athena-pipelines/athena/pkg/bus/bustest"
 	"github.com/athena-pipelines/athena/pkg/catalog"
+	"github.com/athena-pipelines/athena/pkg/changefeed"
 	"github.com/athena-pipelines/athena/pkg/deferred"
 	"github.com/athena-pipelines/athena/pkg/dispatch"
 	"github.com/athena-pipelines/athena/pkg/driver"
@@ -54,6 +56,9 @@ type World struct {
 	Catalog    *catalog.Catalog
 	Keys       *auth.Keys
 	Dispatcher *dispatch.Dispatcher
+	Changes    *changefeed.Store
+	Feeds      *changefeed.Feeds
+	Source     *Source
 	Engine     *gin.Engine
 	// Opens counts how often a backend was asked for, reached or not.
 	Opens atomic.Int64
@@ -66,7 +71,7 @@ func Start(t testing.TB, change func(*World, *api.Config)) *World {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
-	w := &World{DB: memory.New(), Bus: bustest.Start(t), Log: &Buffer{}}
+	w := &World{DB: memory.New(), Bus: bustest.Start(t), Source: &Source{}, Log: &Buffer{}}
 	t.Cleanup(func() { cancel(); running.Wait() })
 	run := func(f func(context.Context) error) {
 		running.Go(func() {
@@ -103,6 +108,11 @@ func Start(t testing.TB, change func(*World, *api.Config)) *World {
 	}
 	jobs, err := deferred.NewStore(w.Bus)
 	check(t, err)
+	w.Changes, err = changefeed.NewStore(ctx, w.Bus, log)
+	check(t, err)
+	run(w.Changes.Run)
+	w.Feeds = changefeed.NewFeeds(w.Changes, log)
+	run(w.Feeds.Run)
 	about, err := system.New(system.Config{
 		Version: system.Version{Version: "test"}, Bus: system.Bus{Mode: "embedded", Sync: "always", Replicas: 1},
 		Prober: system.ProberFunc(func(ctx context.Context) []system.Check {
@@ -117,6 +127,7 @@ func Start(t testing.TB, change func(*World, *api.Config)) *World {
 		Families: []api.Family{
 			gateway.New(gateway.Config{Dispatcher: w.Dispatcher, Drivers: drivers, Jobs: jobs, Cursors: keyring}),
 			schema.New(w.Dispatcher),
+			cdc.New(w.CDC()),
 			admin.New(admin.Config{
 				Dispatcher: w.Dispatcher, Clients: w.Catalog, Keys: w.Keys, Audit: ops.NewAudit(w.Bus, log),
 				Dead: admin.NewDeadLetters(w.Bus), Cursors: keyring,
@@ -139,12 +150,24 @@ func Start(t testing.TB, change func(*World, *api.Config)) *World {
 	return w
 }
 
+// CDC is the configuration of the family of changes.
+func (w *World) CDC() cdc.Config {
+	return cdc.Config{
+		Dispatcher: w.Dispatcher, Store: w.Changes, Feeds: w.Feeds, Verify: w.Keys, Clients: w.Catalog, Keys: w.Keys,
+		Audit: ops.NewAudit(w.Bus, slog.New(slog.DiscardHandler)),
+	}
+}
+
 func (w *World) driver() driver.Driver {
 	d := memory.Driver(w.DB)
-	open := d.Open
-	d.Open = func(ctx context.Context, conn athena.Connection) (driver.Backend, error) {
+	d.Supports = driver.Supports(&changing{})
+	d.Open = func(ctx context.Context, _ athena.Connection) (driver.Backend, error) {
 		w.Opens.Add(1)
-		return open(ctx, conn)
+		b, err := w.DB.Open(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return &changing{b, w.Source}, nil
 	}
 	return d
 }
@@ -183,7 +206,7 @@ func (w *World) Key(t testing.TB, rights []string, clients ...string) string {
 func (w *World) Client(t testing.TB, name string, change func(*athena.Client)) *athena.Client {
 	t.Helper()
 	def := &athena.Client{
-		Name: name, Lifecycle: athena.Active, Capabilities: memory.Driver(w.DB).Supports,
+		Name: name, Lifecycle: athena.Active, Capabilities: w.driver().Supports,
 		Connection: athena.PostgresConn{DSN: athena.NewSecret("postgres://user:" + Password + "@db.invalid/" + name)},
 	}
 	if change != nil {

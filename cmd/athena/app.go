@@ -20,6 +20,7 @@ import (
 
 	"github.com/athena-pipelines/athena/api"
 	"github.com/athena-pipelines/athena/api/admin"
+	"github.com/athena-pipelines/athena/api/cdc"
 	"github.com/athena-pipelines/athena/api/gateway"
 	"github.com/athena-pipelines/athena/api/middleware"
 	"github.com/athena-pipelines/athena/api/schema"
@@ -290,9 +291,14 @@ func (a *app) handler() (http.Handler, error) {
 				Bounds:      deferred.Bounds{Deadline: d.DefaultDeadline.Std(), MaxDeadline: d.MaxDeadline.Std(), ResultTTL: d.ResultTTL.Std()},
 			}),
 			schema.New(road),
+			cdc.New(cdc.Config{
+				Dispatcher: road, Store: a.changes, Feeds: a.feeds, Verify: verify, Clients: a.catalog, Keys: a.keys,
+				Audit: ops.NewAudit(a.broker.bus, a.log), Webhooks: a.guard(),
+			}),
 			admin.New(admin.Config{
 				Dispatcher: road, Clients: a.catalog, Keys: a.keys, Audit: ops.NewAudit(a.broker.bus, a.log),
 				Dead: admin.NewDeadLetters(a.broker.bus), Cursors: a.keyring,
+				Captured:      func(client string) bool { _, ok := a.changes.Capture(client); return ok },
 				WebhookSecret: func(key string) string { return webhook.EncodeSecret(hooks{a.keyring}.Secret(key)) },
 			}),
 		},

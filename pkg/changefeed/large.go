@@ -4,12 +4,24 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
+	"slices"
 
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/athena-pipelines/athena/pkg/athena"
 	"github.com/athena-pipelines/athena/pkg/bus"
 )
+
+// SnapshotProgress lists how far the snapshots are of which a client's stream
+// still tells; none if there is no stream.
+func (s *Store) SnapshotProgress(ctx context.Context, client string) ([]SnapshotProgress, error) {
+	if info, err := s.streamInfo(ctx, client); err != nil || info == nil {
+		return nil, err
+	}
+	found, err := s.Progress(ctx, client)
+	return slices.Collect(maps.Values(found)), err
+}
 
 // An Object is a value that was too large for a message. It must be closed.
 type Object struct {
