@@ -162,6 +162,9 @@ func (p *program) showSubscription(s *sdk.Subscription) error {
 		fact("key", s.Key)
 		if c := s.Cursor; c != nil {
 			fact("position", string(c.Pos))
+			if s.Pending != nil {
+				fact("behind", counted(int64(*s.Pending), "message")+" of the stream")
+			}
 			fact("taken", counted(int64(c.Acked), "change")+", "+ago(c.At))
 			fact("state", p.subscriptionState(w, *s))
 			if c.LastStatus != 0 {

@@ -155,3 +155,15 @@ func (h heard) Read(p []byte) (int, error) {
 	}
 	return n, err
 }
+
+// Object opens a value that was too large for its change. Its name is what the
+// change has as $ref in the value's place. The caller closes it.
+func (c *CDC) Object(ctx context.Context, name string) (io.ReadCloser, error) {
+	r := get(c.path("/objects/"+url.PathEscape(name)), nil)
+	r.header = http.Header{"Accept": {"application/octet-stream"}}
+	resp, err := c.api.send(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	return resp.Body, nil
+}

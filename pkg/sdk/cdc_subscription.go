@@ -33,6 +33,9 @@ type Subscription struct {
 	Key       string              `json:"key"`
 	CreatedAt time.Time           `json:"created_at"`
 	Cursor    *SubscriptionCursor `json:"cursor,omitempty"`
+	// Pending is how many messages of the stream, wanted or not, lie behind the
+	// cursor; nil where that is not known, and in lists.
+	Pending *uint64 `json:"pending_messages,omitempty"`
 }
 
 // SubscriptionCursor says how far a subscription is.

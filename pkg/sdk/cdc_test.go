@@ -152,6 +152,12 @@ func TestSubscriptionsArePulledAndAcknowledged(t *testing.T) {
 			text(200, `{"data":{"pos":"A.3"}}`)(w, r)
 		},
 		"DELETE /cdc/shop/subscriptions/s": text(204, ""),
+		"GET /cdc/shop/objects/a%2Fb": func(w http.ResponseWriter, r *http.Request) {
+			if r.Header.Get("Accept") != "application/octet-stream" {
+				t.Errorf("headers = %v", r.Header)
+			}
+			io.WriteString(w, `"large"`)
+		},
 	})
 	shop := api.Client("shop").CDC()
 	sub, err := shop.Subscribe(t.Context(), sdk.SubscriptionSpec{Name: "s", Tables: []string{"public.*"}, From: "earliest", Deliver: "pull"})
@@ -161,6 +167,14 @@ func TestSubscriptionsArePulledAndAcknowledged(t *testing.T) {
 	got, err := shop.Pull(t.Context(), "s", 10, 5*time.Second)
 	if err != nil || len(got.Changes) != 1 || got.Cursor != "A.3" || !got.More {
 		t.Errorf("got %+v, %v", got, err)
+	}
+	large, err := shop.Object(t.Context(), "a/b")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer large.Close()
+	if raw, err := io.ReadAll(large); err != nil || string(raw) != `"large"` {
+		t.Errorf("got %s, %v", raw, err)
 	}
 	if err := errors.Join(shop.Ack(t.Context(), "s", got.Cursor, false), shop.Unsubscribe(t.Context(), "s")); err != nil {
 		t.Error(err)
