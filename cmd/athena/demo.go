@@ -19,7 +19,7 @@ import (
 	"github.com/athena-pipelines/athena/pkg/sdk"
 )
 
-// demoWithin bounds the whole of it. It takes about half a minute.
+// demoWithin bounds the whole of it. It takes about a minute.
 const demoWithin = 3 * time.Minute
 
 func (p *program) demoCommand() *cobra.Command {
@@ -27,10 +27,11 @@ func (p *program) demoCommand() *cobra.Command {
 	var burst int
 	cmd := &cobra.Command{
 		Use:   "demo",
-		Short: "See deferred queries work, on a real PostgreSQL, in half a minute",
+		Short: "See deferred queries and change streams work, on a real PostgreSQL, in a minute",
 		Long: `Starts a PostgreSQL, a server and workers as real processes in a temporary place, and
 does the main job before your eyes: queries now and later, a frozen client, a repeated
-submit, a worker killed in the middle of a write and of a COMMIT, a burst of submits.
+submit, a worker killed in the middle of a write and of a COMMIT, a burst of submits;
+then the changes of two tables as a stream, with the capturing worker killed.
 Each step is checked. In the end everything is stopped and removed; the exit code is 0
 only if all of it worked.`,
 		Args: cobra.NoArgs,
@@ -82,6 +83,8 @@ func (p *program) demo(ctx context.Context, burst int, keep bool) (err error) {
 		{"The same submit twice is one job", d.twice},
 		{"A worker is killed in the middle of a write, and of a COMMIT", d.killed},
 		{"A burst of submits, each on disk before it is answered", d.flood},
+		{"The changes of the shop become a stream", d.capture},
+		{"The shop is written to, a subscriber follows, and the capturing worker is killed", d.changes},
 	} {
 		if err == nil {
 			err = d.tell.step(ctx, step.title, step.do)
