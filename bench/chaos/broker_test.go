@@ -131,7 +131,9 @@ func broker() []scenario {
 					last, err := s.bus.LastMsg(s.ctx, bus.CDCStream(client), "ath.>")
 					s.check(err)
 					msg := nats.NewMsg(bus.CDCSnapshot(client, "stranger"))
-					msg.Header = last.Header
+					for _, name := range []string{changefeed.HeaderPos, changefeed.HeaderMark} {
+						msg.Header.Set(name, last.Header.Get(name))
+					}
 					msg.Header.Set(changefeed.HeaderCount, "0")
 					msg.Data = []byte("{}")
 					if _, err := s.bus.JetStream().PublishMsg(s.ctx, msg, jetstream.WithExpectLastSequence(last.Sequence)); err != nil {

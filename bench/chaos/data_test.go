@@ -55,7 +55,6 @@ func data() []scenario {
 					s.transact(Commit, func(w *Work) error { return insert(w, to) })
 					has, _ := s.worker()
 					s.restart(has)
-					s.advances(time.Minute)
 				}
 				for i, t := range s.tables {
 					if t.Name == "shape" {

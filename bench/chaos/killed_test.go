@@ -73,8 +73,7 @@ func killed() []scenario {
 					s.check(w.Start(crashpoint.CDCSnapshotChunk + ":2"))
 				}
 				s.request(setup{"snapshot": changefeed.SnapshotInitial})
-				// The slot is there before the first row is read.
-				s.await(time.Minute, changefeed.Snapshot, changefeed.Streaming)
+				s.begins(time.Minute)
 				s.source.Exact()
 				stop := s.load(Load{})
 				s.dies(s.rig.Workers[0], time.Minute)
@@ -150,6 +149,17 @@ func (s *stage) kill(point string, most int) {
 	s.restart(s.rig.Workers...)
 	s.await(90*time.Second, changefeed.Streaming)
 	s.advances(time.Minute)
+}
+
+// begins waits until there is a slot that has found its beginning: everything
+// from then on is kept for us.
+func (s *stage) begins(most time.Duration) {
+	s.Helper()
+	if err := rig.Until(s.ctx, most, func() bool {
+		return ask[bool](s, "select exists (select from pg_replication_slots where slot_name = $1 and confirmed_flush_lsn is not null)", slot)
+	}); err != nil {
+		s.Fatalf("there is no slot: %v\n%s", err, s.logs())
+	}
 }
 
 // restart kills processes, and starts them without a crash point.

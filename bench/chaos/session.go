@@ -68,6 +68,14 @@ func (s *Session) Close() {
 	}
 }
 
+// Refresh gives up a connection that does not answer, as after a restart of the
+// server.
+func (s *Session) Refresh(ctx context.Context) {
+	if s.conn != nil && s.conn.Ping(ctx) != nil {
+		s.Close()
+	}
+}
+
 // connect connects, for as long as it takes.
 func (s *Session) connect(ctx context.Context) error {
 	for s.conn == nil || s.conn.IsClosed() {

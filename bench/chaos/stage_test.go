@@ -249,17 +249,14 @@ func (s *stage) load(l Load) (stop func()) {
 	var running sync.WaitGroup
 	var err error
 	running.Go(func() { err = l.Run(ctx) })
-	var once sync.Once
-	stop = func() {
-		once.Do(func() {
-			cancel()
-			running.Wait()
-		})
+	end := func() {
+		cancel()
+		running.Wait()
 	}
-	s.Cleanup(stop)
+	s.Cleanup(end)
 	return func() {
 		s.Helper()
-		stop()
+		end()
 		s.check(err)
 	}
 }
@@ -268,6 +265,7 @@ func (s *stage) load(l Load) (stop func()) {
 // what it has to.
 func (s *stage) transact(fate Fate, body func(w *Work) error) {
 	s.Helper()
+	s.main.Refresh(s.ctx)
 	s.check(s.main.Transact(s.ctx, fate, func(w *Work) error {
 		err := body(w)
 		if err != nil {
@@ -370,7 +368,17 @@ func (s *stage) stored() uint64 {
 	return info.State.LastSeq
 }
 
-// advances waits until more is stored than there was.
+// passes commits a row, and waits until it is stored.
+func (s *stage) passes() {
+	s.Helper()
+	before := s.stored()
+	s.transact(Commit, func(w *Work) error { return w.Write("insert into scratch default values returning ver") })
+	if err := rig.Until(s.ctx, time.Minute, func() bool { return s.stored() > before }); err != nil {
+		s.Fatalf("one row is not stored: %v\n%s", err, s.logs())
+	}
+}
+
+// advances waits until more is stored than there was. It needs a load.
 func (s *stage) advances(most time.Duration) {
 	s.Helper()
 	before := s.stored()

@@ -50,6 +50,7 @@ type Judge struct {
 	read     map[Token]int // rows of snapshots
 	Changes  int           // how many were read
 	Ops      map[cdc.Op]int
+	Begun    int // times that the capture began anew
 	Refs     int // values that were fetched from the object store
 	problems []string
 	left     int // problems that were not kept
@@ -64,6 +65,25 @@ func New(ctx context.Context, cfg Config) (*Judge, error) {
 		j.replica.lenient = cfg.Again
 	}
 	return j, err
+}
+
+// begin is the prefix of a message that the capture itself adds: from here on the
+// stream does not follow from what is before.
+const begin = "athena.begin"
+
+// anew empties the replica where all rows are read anew.
+func (j *Judge) anew(ctx context.Context, c *cdc.Change) error {
+	var says struct {
+		Snapshot string `json:"snapshot"`
+	}
+	if err := json.Unmarshal(c.Content, &says); err != nil {
+		j.report("the message %s at %s: %v", c.Prefix, c.Pos, err)
+	}
+	j.Begun++
+	if says.Snapshot != "initial" {
+		return nil
+	}
+	return j.replica.empty(ctx)
 }
 
 // Close ends the judge's connection.
@@ -130,6 +150,9 @@ func (j *Judge) Change(ctx context.Context, c *cdc.Change) error {
 	j.order.next(c, j.report)
 	switch c.Op {
 	case cdc.Message:
+		if c.Prefix == begin {
+			return j.anew(ctx, c)
+		}
 		j.arrived[Said(c.Prefix, string(c.Content))]++
 		if c.Prefix == DDL {
 			return j.replica.define(ctx, string(c.Content))

@@ -265,6 +265,13 @@ func (r *replica) define(ctx context.Context, sql string) error {
 	return r.forget(ctx)
 }
 
+// empty truncates all tables.
+func (r *replica) empty(ctx context.Context) error {
+	return r.define(ctx, `do $$ declare t regclass; begin
+		for t in select c.oid from pg_class c where relkind in ('r', 'p') and relnamespace not in ('pg_catalog'::regnamespace, 'information_schema'::regnamespace)
+		loop execute format('truncate %s', t); end loop; end $$`)
+}
+
 // shaped says what is wrong with a schema change, which must describe a table
 // as it is.
 func (r *replica) shaped(ctx context.Context, c *cdc.Change) error {
@@ -273,8 +280,9 @@ func (r *replica) shaped(ctx context.Context, c *cdc.Change) error {
 	}
 	name := pgx.Identifier{c.Schema, c.Table}.Sanitize()
 	rows, err := r.conn.Query(ctx, `
-		select a.attname, format_type(a.atttypid, a.atttypmod), coalesce(a.attnum = any(i.indkey), false)
-		from pg_attribute a left join pg_index i on i.indrelid = a.attrelid and i.indisprimary
+		select a.attname, format_type(a.atttypid, null), coalesce(a.attnum = any(i.indkey), false)
+		from pg_attribute a join pg_class c on c.oid = a.attrelid
+		left join pg_index i on i.indrelid = c.oid and case c.relreplident when 'i' then i.indisreplident else i.indisprimary end
 		where a.attrelid = to_regclass($1) and a.attnum > 0 and not a.attisdropped order by a.attnum`, name)
 	if err != nil {
 		return err
