@@ -24,10 +24,10 @@ func (p *program) cdcCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "cdc",
 		Short: "Capture changes of tables, and follow them",
-		Example: `  athena cdc check --client shop --tables public.orders,public.items
-  athena cdc enable --client shop --tables public.orders,public.items
+		Example: `  athena cdc check --client shop --tables public.orders,public.order_items
+  athena cdc enable --client shop --tables public.orders,public.order_items
   athena cdc status --client shop
-  athena cdc tail --client shop --tables public.orders --where 'after.total > 100'
+  athena cdc tail --client shop --tables public.orders --where 'after.status == "paid"'
   athena cdc subscription create billing --client shop --tables public.orders
   athena cdc disable --client shop --purge`,
 	}
@@ -156,13 +156,13 @@ that are there, and then store every committed change in the client's stream.
 Waits until the changes stream, or the capture has failed. If neither is so by --wait
 the exit code is 11 and the capture goes on; athena cdc status tells how far it is. A
 slot waits for all transactions that run when it is made, however long they take.`,
-		Example: `  athena cdc enable --client shop --tables public.orders,public.items
+		Example: `  athena cdc enable --client shop --tables public.orders,public.order_items
   athena cdc enable --client shop --tables 'public."Odd Name"' --snapshot none
   athena cdc enable --client shop --tables public.log --inserts-only --max-age 24h --max-bytes 4GiB`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if spec.Tables = tableNames(tables); len(spec.Tables) == 0 {
-				return usagef("no table is named; give --tables, such as public.orders,public.items")
+				return usagef("no table is named; give --tables, such as public.orders,public.order_items")
 			}
 			var most config.Bytes
 			if maxBytes != "" {

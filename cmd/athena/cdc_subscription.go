@@ -54,13 +54,13 @@ func (p *program) subscriptionList() *cobra.Command {
 				}
 				lines := make([][]string, len(list))
 				for i, s := range list {
-					pos, acked, at := "-", "-", "-"
+					pos, at := "-", "-"
 					if s.Cursor != nil {
-						pos, acked, at = string(s.Cursor.Pos), fmt.Sprint(s.Cursor.Acked), ago(s.Cursor.At)
+						pos, at = string(s.Cursor.Pos), ago(s.Cursor.At)
 					}
-					lines[i] = []string{s.Name, s.Deliver, clip(tablesText(s.Tables), 40), pos, acked, at, p.subscriptionState(w, s)}
+					lines[i] = []string{s.Name, s.Deliver, clip(tablesText(s.Tables), 40), pos, at, p.subscriptionState(w, s)}
 				}
-				columns(w, []string{"NAME", "DELIVER", "TABLES", "POSITION", "TAKEN", "MOVED", p.paint(w, bold, "STATE")}, lines)
+				columns(w, []string{"NAME", "DELIVER", "TABLES", "POSITION", "MOVED", p.paint(w, bold, "STATE")}, lines)
 			})
 		},
 	}
@@ -161,11 +161,13 @@ func (p *program) showSubscription(s *sdk.Subscription) error {
 		fact("envelope", s.Envelope)
 		fact("key", s.Key)
 		if c := s.Cursor; c != nil {
-			fact("position", string(c.Pos))
+			fact("position", string(c.Pos)+", moved "+ago(c.At))
 			if s.Pending != nil {
 				fact("behind", counted(int64(*s.Pending), "message")+" of the stream")
 			}
-			fact("taken", counted(int64(c.Acked), "change")+", "+ago(c.At))
+			if s.Deliver == "webhook" {
+				fact("taken", counted(int64(c.Acked), "change"))
+			}
 			fact("state", p.subscriptionState(w, *s))
 			if c.LastStatus != 0 {
 				fact("answer", fmt.Sprint(c.LastStatus))

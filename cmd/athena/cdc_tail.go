@@ -64,8 +64,8 @@ what it is now. With --json each change is a line of JSON, as the stream has it.
 A connection that is cut is made again, and nothing is missed or repeated. The pos of a
 change is where another tail goes on: --from POS.`,
 		Example: `  athena cdc tail --client shop
-  athena cdc tail --client shop --tables public.orders,public.items --ops insert,delete
-  athena cdc tail --client shop --tables public.orders --where 'after.total > 100' --from earliest
+  athena cdc tail --client shop --tables public.orders,public.order_items --ops insert,delete
+  athena cdc tail --client shop --tables public.orders --where 'after.status == "paid"' --from earliest
   athena cdc tail --client shop --from 2026-01-31T15:04:05Z --max 100 --json > changes.ndjson`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
