@@ -235,16 +235,25 @@ func (s *subscriber) send(ctx context.Context, p peer, b changefeed.Batch) error
 		if s.buf, err = s.encode.Append(s.buf[:0], line); err != nil {
 			return noForm(line, err)
 		}
-		if len(s.buf) > 0 { // else the envelope leaves it out
-			if err := s.patiently(func() error { return p.change(ctx, pos, s.buf) }); err != nil {
-				return err
-			}
-			s.told = pos
+		if len(s.buf) == 0 { // the envelope leaves it out
+			s.cursor = pos
+			continue
 		}
-		s.cursor = pos
+		begun := time.Now()
+		if err := p.change(ctx, pos, s.buf); err != nil {
+			return errors.Join(errGone, err)
+		}
+		s.cursor, s.told = pos, pos
+		if err := s.late(begun); err != nil {
+			return err
+		}
 	}
 	if len(b.Lines) > 0 {
-		if err := s.patiently(func() error { return p.flush(ctx, b.Cursor) }); err != nil {
+		begun := time.Now()
+		if err := p.flush(ctx, b.Cursor); err != nil {
+			return errors.Join(errGone, err)
+		}
+		if err := s.late(begun); err != nil {
 			return err
 		}
 		if cap(s.buf) > 64<<10 {
@@ -265,20 +274,18 @@ func (s *subscriber) beat(ctx context.Context, p peer) error {
 	if err := s.guard.check(ctx); err != nil {
 		return err
 	}
-	err := s.patiently(func() error { return p.beat(ctx, s.cursor, s.cursor == s.told) })
-	s.told = s.cursor
-	return err
-}
-
-// patiently writes, and turns away a reader who took too long for it: who comes
-// again behind his cursor has lost nothing.
-func (s *subscriber) patiently(write func() error) error {
 	begun := time.Now()
-	if err := write(); err != nil {
+	if err := p.beat(ctx, s.cursor, s.cursor == s.told); err != nil {
 		return errors.Join(errGone, err)
 	}
-	if time.Since(begun) > s.cfg.Patience {
-		return athena.Errorf(athena.CodeTimeout, "the reader took more than %s for what it was sent; it may come again behind its cursor, and has lost nothing", s.cfg.Patience)
+	s.told = s.cursor
+	return s.late(begun)
+}
+
+// late is the error for a reader who took too long for what was written to it.
+func (s *subscriber) late(begun time.Time) error {
+	if time.Since(begun) <= s.cfg.Patience {
+		return nil
 	}
-	return nil
+	return athena.Errorf(athena.CodeTimeout, "the reader took more than %s for what it was sent; it may come again behind its cursor, and has lost nothing", s.cfg.Patience)
 }

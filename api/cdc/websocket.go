@@ -35,6 +35,9 @@ func (s *subscriber) webSocket(c *gin.Context, name string) {
 		if w.refused == http.StatusForbidden { // the page is of another origin
 			code = athena.CodeForbidden
 		}
+		for _, name := range []string{"Content-Type", "Connection", "Upgrade"} { // of the answer that is not sent
+			c.Writer.Header().Del(name)
+		}
 		envelope.Fail(c, athena.Wrap(code, err, "no WebSocket can be opened: %.300s", strings.TrimSpace(w.why)))
 		return
 	}
