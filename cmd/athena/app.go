@@ -205,6 +205,7 @@ func (a *app) worker() func(context.Context) error {
 		ID: id, Bus: a.broker.bus, Store: a.changes, Dispatcher: a.dispatcher, Catalog: a.catalog,
 		Leases: bus.NewLeases(a.broker.bus, bus.BucketLeases), Log: a.log, Serves: a.serves(),
 		SpillDir: filepath.Join(a.cfg.DataDir, "spill"), SpillMost: int64(a.cfg.CDC.SpillMax), SpillMemory: int64(a.cfg.CDC.SpillMemory),
+		Tracing: a.tracing,
 	})
 	return func(ctx context.Context) error {
 		if err := a.catalog.Ready(ctx); err != nil {

@@ -80,12 +80,17 @@ func (s *session) run(ctx context.Context) error {
 	large := &largeValues{js: s.Bus.JetStream(), client: s.capture.Client, maxAge: s.capture.MaxAge.Std(), replicas: s.Bus.Replicas()}
 	most := int(min(s.Bus.Conn().MaxPayload(), bus.MaxPayload)) - headerRoom
 	s.writer = newWriter(s.capture, out, large, most, last, confirmed, s.noteStored)
+	s.writer.trace = s.Tracing
+	gap := end.Pos != "" && end.Pos < s.origin.Begin
+	if gap { // the note of it stands behind what the stream has
+		s.writer.last = end.Pos
+	}
 	s.status.begin(last)
 
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.writer.Run(gctx) })
 	g.Go(func() error {
-		if !begun && end.Pos != "" {
+		if gap {
 			if err := s.noteGap(gctx); err != nil {
 				return err
 			}
@@ -188,9 +193,6 @@ func (s *session) noteStored(g *group) {
 		(*stream).Confirm(g.mark)
 	}
 	s.status.stored(g)
-	if s.Observer != nil {
-		s.Observer.Stored(s.capture.Client, g.changes, g.bytes, g.committed)
-	}
 	// A hint that is lost costs readers a moment.
 	_ = s.Bus.Conn().Publish(bus.CDCHint(s.capture.Client), fmt.Appendf(nil, "%d", g.seq))
 	for _, v := range g.schemas {

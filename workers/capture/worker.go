@@ -26,13 +26,6 @@ type Catalog interface {
 	Subscribe(fn func(name string)) (cancel func())
 }
 
-// Observer is told what is stored, for metrics.
-type Observer interface {
-	// Stored is told of each group that was stored; committed is when the last
-	// transaction in it was committed, zero if none was.
-	Stored(client string, changes, bytes int, committed time.Time)
-}
-
 // Config says what a worker needs. All fields but the last group are required.
 type Config struct {
 	// ID names the worker in leases and status; unique in the deployment.
@@ -50,9 +43,9 @@ type Config struct {
 	// memory.
 	SpillDir string
 
-	Observer    Observer // may be nil
-	SpillMemory int64    // bytes in memory, for each capture; the driver's default
-	SpillMost   int64    // bytes in SpillDir, for each capture; 0 is no bound
+	SpillMemory int64 // bytes in memory, for each capture; the driver's default
+	SpillMost   int64 // bytes in SpillDir, for each capture; 0 is no bound
+	Tracing     *telemetry.Tracing
 }
 
 const (

@@ -10,12 +10,16 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
 
+	"github.com/athena-pipelines/athena/pkg/athena"
 	"github.com/athena-pipelines/athena/pkg/bus"
 	"github.com/athena-pipelines/athena/pkg/cdc"
 	"github.com/athena-pipelines/athena/pkg/changefeed"
 	"github.com/athena-pipelines/athena/pkg/crashpoint"
 	"github.com/athena-pipelines/athena/pkg/driver"
+	"github.com/athena-pipelines/athena/pkg/telemetry"
 )
 
 const (
@@ -43,7 +47,8 @@ type writer struct {
 	pack   int
 	most   int // bytes of one change; larger ones are taken apart
 	large  *largeValues
-	stored func(*group) // called in order, when a group is stored
+	stored func(*group)       // called in order, when a group is stored
+	trace  *telemetry.Tracing // may be nil
 
 	subjects map[driver.TableName]string
 
@@ -56,8 +61,9 @@ type writer struct {
 	waiting int        // bytes of queue and open
 	busy    int        // groups that are not answered
 	err     error      // the first failure: all ends with it
-	base    cdc.Position
-	reads   uint64 // rows that snapshots added behind base
+	last    cdc.Position
+	base    cdc.Position // of the log's last change
+	reads   uint64       // rows that snapshots added behind base
 	mark    string
 	inTx    bool
 }
@@ -66,6 +72,7 @@ type writer struct {
 type message struct {
 	subject     string
 	data        []byte
+	prev        cdc.Position // of the change before the first
 	first, last cdc.Position
 	count       int
 	tx          string
@@ -88,6 +95,7 @@ type group struct {
 	committed time.Time
 	schemas   []changefeed.TableVersion
 	sent      *bus.Appended
+	span      trace.Span
 }
 
 // newWriter returns a writer that goes on behind a position and its mark.
@@ -97,6 +105,7 @@ func newWriter(c changefeed.Capture, out *bus.Appender, large *largeValues, most
 		stored: stored, subjects: map[driver.TableName]string{}, wake: make(chan struct{}, 1), mark: mark,
 	}
 	w.room = sync.NewCond(&w.mu)
+	w.last = last
 	w.base, w.reads = splitRead(last)
 	return w
 }
@@ -168,8 +177,7 @@ func (w *writer) Progress(ctx context.Context, p changefeed.SnapshotProgress) er
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.seal()
-	pos := w.position()
-	w.queue = append(w.queue, &message{subject: bus.CDCSnapshot(w.client, p.ID), data: raw, first: pos, last: pos, mark: w.mark})
+	w.queue = append(w.queue, &message{subject: bus.CDCSnapshot(w.client, p.ID), data: raw, first: w.last, last: w.last, mark: w.mark})
 	w.waiting += len(raw)
 	return w.hold(ctx)
 }
@@ -178,14 +186,7 @@ func (w *writer) Progress(ctx context.Context, p changefeed.SnapshotProgress) er
 func (w *writer) Position() cdc.Position {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.position()
-}
-
-func (w *writer) position() cdc.Position {
-	if w.reads == 0 {
-		return w.base
-	}
-	return w.base.Read(w.reads)
+	return w.last
 }
 
 // Commit says that the transaction is complete.
@@ -212,7 +213,7 @@ func (w *writer) append(ctx context.Context, c *cdc.Change) error {
 	subject := w.subject(c)
 	if m := w.open; m == nil || m.subject != subject || m.count >= w.pack || len(m.data) >= messageBytes {
 		w.seal()
-		w.open = &message{subject: subject, first: c.Pos, op: c.Op, data: takeBuffer()}
+		w.open = &message{subject: subject, prev: w.last, first: c.Pos, op: c.Op, data: takeBuffer()}
 	}
 	m := w.open
 	before := len(m.data)
@@ -233,10 +234,10 @@ func (w *writer) append(ctx context.Context, c *cdc.Change) error {
 		last = append(last, m.data[at:]...)
 		m.data = m.data[:before]
 		w.seal()
-		m = &message{subject: subject, first: c.Pos, op: c.Op, data: last}
+		m = &message{subject: subject, prev: w.last, first: c.Pos, op: c.Op, data: last}
 		w.open, before = m, 0
 	}
-	m.last, m.mark = c.Pos, w.mark
+	m.last, m.mark, w.last = c.Pos, w.mark, c.Pos
 	m.count++
 	if m.op != c.Op {
 		m.op = ""
@@ -402,6 +403,9 @@ func (w *writer) take() []*message {
 func (w *writer) send(msgs []*message) (*group, error) {
 	crashpoint.Here(crashpoint.CDCPacked)
 	g := &group{messages: len(msgs)}
+	// Each group begins a trace; its messages carry it to who reads them.
+	ctx, span := w.trace.Start(context.Background(), "cdc store", trace.SpanKindProducer, attribute.String(telemetry.KeyClient, w.client))
+	g.span = span
 	out := make([]*nats.Msg, len(msgs))
 	for i, m := range msgs {
 		h := nats.Header{
@@ -409,6 +413,10 @@ func (w *writer) send(msgs []*message) (*group, error) {
 			changefeed.HeaderFirst: {string(m.first)},
 			changefeed.HeaderCount: {strconv.Itoa(m.count)},
 			changefeed.HeaderMark:  {m.mark},
+		}
+		telemetry.Inject(ctx, h)
+		if m.prev != "" {
+			h[changefeed.HeaderPrev] = []string{string(m.prev)}
 		}
 		if m.tx != "" {
 			h[changefeed.HeaderTx] = []string{m.tx}
@@ -429,6 +437,7 @@ func (w *writer) send(msgs []*message) (*group, error) {
 	}
 	sent, err := w.out.Append(out)
 	if err != nil {
+		telemetry.End(span, string(athena.CodeOf(err)))
 		return nil, err
 	}
 	for _, m := range msgs {
@@ -443,6 +452,7 @@ func (w *writer) send(msgs []*message) (*group, error) {
 func (w *writer) settle(ctx context.Context, sent <-chan *group) {
 	for g := range sent {
 		err := w.out.Wait(ctx, g.sent)
+		telemetry.End(g.span, string(athena.CodeOf(err)))
 		if err == nil {
 			crashpoint.Here(crashpoint.CDCStored)
 			w.stored(g) // law 1: only now

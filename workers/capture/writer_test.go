@@ -127,7 +127,12 @@ func TestWriterPacksWithoutLoss(t *testing.T) {
 			t.Fatal(err)
 		}
 		var got []string
+		var prev string
 		for _, m := range r.messages(t) {
+			if m.Header.Get(changefeed.HeaderPrev) != prev {
+				t.Fatalf("a message says that %s is before it, and %q is", m.Header.Get(changefeed.HeaderPrev), prev)
+			}
+			prev = m.Header.Get(changefeed.HeaderPos)
 			lines := bytes.Split(m.Data, []byte("\n"))
 			if len(lines) > c.Pack || strconv.Itoa(len(lines)) != m.Header.Get(changefeed.HeaderCount) {
 				t.Fatalf("a message has %d lines, pack %d, and says %s", len(lines), c.Pack, m.Header.Get(changefeed.HeaderCount))
