@@ -114,9 +114,11 @@ func (c Capture) Setup() driver.ChangeSetup {
 // Origin is what the worker keeps of a capture's beginning. The stream alone
 // says how far it has come (law 1).
 type Origin struct {
-	Capture string       `json:"capture"` // its ID
-	Source  string       `json:"source"`  // driver.ChangeStart.Source
-	Begin   cdc.Position `json:"begin"`
+	Capture string `json:"capture"` // its ID
+	Source  string `json:"source"`  // driver.ChangeStart.Source
+	// Tables are those that the publication has.
+	Tables []driver.TableName `json:"tables"`
+	Begin  cdc.Position       `json:"begin"`
 	// Confirmed is the highest mark that may have been confirmed without a
 	// transaction of the stream behind it; see driver.ChangeConfig.
 	Confirmed string `json:"confirmed"`

@@ -471,6 +471,31 @@ func TestSlotThatIsGone(t *testing.T) {
 	}
 }
 
+// Tables that are added to a capture are published from then on, and their rows
+// are read beside the stream; those that are taken out are not captured any more.
+func TestTablesOfACaptureChange(t *testing.T) {
+	t.Parallel()
+	d := deploy(t, `CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE u (id int PRIMARY KEY, v text);
+		INSERT INTO u SELECT g, 'old' FROM generate_series(1, 100) g`)
+	c := d.enable(nil, "t")
+	d.work()
+	d.awaitState(changefeed.Streaming)
+	c.Tables = []driver.TableName{{Schema: "public", Table: "u"}}
+	if _, err := d.store.PutCapture(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	d.equal("u")
+	d.exec("INSERT INTO t VALUES (1, 'no longer captured')")
+	d.exec("UPDATE u SET v = 'new' WHERE id < 10")
+	d.exec("INSERT INTO u VALUES (1000, 'new')")
+	d.equal("u")
+	for _, change := range d.read() {
+		if change.Table == "t" && change.Op != cdc.Schema {
+			t.Errorf("a change of a table that was taken out: %+v", change)
+		}
+	}
+}
+
 func TestRemoval(t *testing.T) {
 	t.Parallel()
 	d := deploy(t, `CREATE TABLE t (id int PRIMARY KEY, v text)`)

@@ -66,6 +66,8 @@ func (s *session) run(ctx context.Context) error {
 		if snapshot != nil {
 			defer func() { _ = snapshot.Close(context.WithoutCancel(ctx)) }()
 		}
+	} else if err := s.adapt(ctx); err != nil {
+		return err
 	}
 
 	// Behind what is stored, or where the capture began if that is later: the
@@ -110,6 +112,35 @@ func (s *session) run(ctx context.Context) error {
 	return err
 }
 
+// adapt brings the publication up to date where the capture's tables are others
+// than before. The rows of those that came are read beside the stream, if the
+// capture wants rows.
+func (s *session) adapt(ctx context.Context) error {
+	if slices.Equal(s.origin.Tables, s.capture.Tables) {
+		return nil
+	}
+	s.status.set(changefeed.Starting, "changes the publication")
+	if err := s.source.PrepareChanges(ctx, s.capture.Setup()); err != nil {
+		return err
+	}
+	rows := changefeed.SnapshotRequest{
+		// The same after a crash in between, so that they are asked for once.
+		ID: fmt.Sprintf("tables-%d", s.capture.Revision), Client: s.capture.Client, At: time.Now().UTC(),
+	}
+	for _, t := range s.capture.Tables {
+		if !slices.Contains(s.origin.Tables, t) {
+			rows.Tables = append(rows.Tables, driver.SnapshotTable{Table: t})
+		}
+	}
+	if s.capture.Snapshot == changefeed.SnapshotInitial && len(rows.Tables) > 0 {
+		if err := s.store.PutSnapshot(ctx, rows); err != nil && athena.CodeOf(err) != athena.CodeConflict {
+			return err
+		}
+	}
+	s.origin.Tables = s.capture.Tables
+	return s.store.PutOrigin(ctx, s.capture.Client, s.origin)
+}
+
 // noteGap tells the readers of an earlier capture's changes that this one begins
 // anew: what happened in between is not in the stream.
 func (s *session) noteGap(ctx context.Context) error {
@@ -142,7 +173,7 @@ func (s *session) begin(ctx context.Context, end changefeed.End) (driver.ChangeS
 		return snapshot, &driver.SourceLost{Code: "stream_ahead", Message: fmt.Sprintf(
 			"the stream ends at %s, beyond %s where the source begins: it holds changes of another database; enable the capture with purge to start a new stream", end.Pos, start.Begin)}
 	}
-	s.origin = changefeed.Origin{Capture: s.capture.ID, Source: start.Source, Begin: start.Begin, Confirmed: start.Confirmed}
+	s.origin = changefeed.Origin{Capture: s.capture.ID, Source: start.Source, Begin: start.Begin, Confirmed: start.Confirmed, Tables: setup.Tables}
 	return snapshot, s.store.PutOrigin(ctx, s.capture.Client, s.origin)
 }
 
