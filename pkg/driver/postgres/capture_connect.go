@@ -163,8 +163,9 @@ func (b *batch) add(data []byte, urgent func()) error {
 }
 
 // status tells the server what is safe with us. Write, flush and apply are three
-// fields of the protocol, and all three are said: a server may go by any.
-func (c *logConn) status(flushed uint64) error {
+// fields of the protocol, and all three are said: a server may go by any. It is
+// asked for an answer, if reply says so.
+func (c *logConn) status(flushed uint64, reply bool) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err := c.pg.Conn().SetWriteDeadline(time.Now().Add(statusTimeout)); err != nil {
@@ -172,7 +173,7 @@ func (c *logConn) status(flushed uint64) error {
 	}
 	lsn := pglogrepl.LSN(flushed)
 	return pglogrepl.SendStandbyStatusUpdate(context.Background(), c.pg, pglogrepl.StandbyStatusUpdate{
-		WALWritePosition: lsn, WALFlushPosition: lsn, WALApplyPosition: lsn, ClientTime: time.Now(),
+		WALWritePosition: lsn, WALFlushPosition: lsn, WALApplyPosition: lsn, ClientTime: time.Now(), ReplyRequested: reply,
 	})
 }
 

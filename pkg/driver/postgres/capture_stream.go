@@ -3,7 +3,9 @@ package postgres
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -29,6 +31,8 @@ type changeStream struct {
 	wake       chan struct{} // the server is to be told something
 	urgent     atomic.Bool   // at once
 	interval   time.Duration // the server is told at least this often
+	patience   time.Duration // a server that is silent for longer is not there
+	listening  atomic.Int64  // since when we wait for its next word, in ns; 0 while we do not
 
 	mu sync.Mutex
 	// handed is the mark of the last transaction that the sink was given;
@@ -89,7 +93,7 @@ func (b *Backend) openChanges(ctx context.Context, cfg driver.ChangeConfig) (_ *
 	if err != nil {
 		return nil, err
 	}
-	if len(publications) == 0 {
+	if !slices.Contains(publications, cfg.Publication) { // that for inserts alone may be left
 		return nil, &driver.SourceLost{Code: "publication_missing", Message: fmt.Sprintf(
 			"the publication %q does not exist any more, so that changes made since it was dropped may be missing; disable the capture and enable it again", cfg.Publication)}
 	}
@@ -108,7 +112,7 @@ func (b *Backend) openChanges(ctx context.Context, cfg driver.ChangeConfig) (_ *
 	if err != nil || len(settings) != 1 {
 		return nil, fmt.Errorf("postgres: settings of the server: %w", err)
 	}
-	s.interval = statusInterval(settings[0][0])
+	s.interval, s.patience = statusInterval(settings[0][0])
 	if settings[0][1] == "SQL_ASCII" {
 		// Asked for UTF-8 the server would end the stream at the first bytes
 		// that are none; so they come as they are, and are looked at here.
@@ -159,12 +163,14 @@ func pluginArgs(version int, cfg driver.ChangeConfig, publications []string, two
 }
 
 // statusInterval is well below the time after which the server gives us up.
-func statusInterval(walSenderTimeout string) time.Duration {
+// Patience is well above it: for as long as that, a server may decode what holds
+// nothing for us, and say nothing.
+func statusInterval(walSenderTimeout string) (interval, patience time.Duration) {
 	d, err := time.ParseDuration(walSenderTimeout + "ms")
 	if err != nil || d <= 0 {
-		return 10 * time.Second
+		return 10 * time.Second, 5 * time.Minute
 	}
-	return max(200*time.Millisecond, min(10*time.Second, d/4))
+	return max(200*time.Millisecond, min(10*time.Second, d/4)), max(30*time.Second, 3*d)
 }
 
 // Run reads until ctx is done. The connection is of no further use then.
@@ -202,7 +208,9 @@ func (s *changeStream) receive(ctx context.Context, full chan<- *batch, empty <-
 		if cap(b.data) > 8*batchBytes {
 			b.data = nil // a large value passed
 		}
+		s.listening.Store(time.Now().UnixNano())
 		err := s.conn.receive(b, s.hurry)
+		s.listening.Store(0)
 		if len(b.items) > 0 {
 			s.mu.Lock()
 			s.heard, s.behind = time.Now(), true
@@ -332,6 +340,9 @@ func (s *changeStream) answer(ctx context.Context) error {
 			urgent = s.urgent.Swap(false)
 		case <-tick.C:
 			urgent = true
+			if silent := s.silent(); silent > s.patience {
+				return fmt.Errorf("%w for %s", errSilent, silent.Round(time.Second))
+			}
 		case <-ctx.Done():
 			// A last word, so that a clean stop leaves nothing to send again.
 			_ = s.tell(context.WithoutCancel(ctx))
@@ -350,6 +361,19 @@ func (s *changeStream) answer(ctx context.Context) error {
 			}
 		}
 	}
+}
+
+// errSilent: what is between us and the server lets nothing through, and tells
+// neither side.
+var errSilent = errors.New("postgres: the server has said nothing")
+
+// silent is how long we have waited for the server's next word.
+func (s *changeStream) silent() time.Duration {
+	since := s.listening.Load()
+	if since == 0 {
+		return 0
+	}
+	return time.Since(time.Unix(0, since))
 }
 
 func (s *changeStream) toldSoFar() uint64 {
@@ -385,7 +409,7 @@ func (s *changeStream) tell(ctx context.Context) error {
 		}
 		s.mu.Unlock()
 	}
-	if err := s.conn.status(to); err != nil {
+	if err := s.conn.status(to, s.silent() > s.interval/2); err != nil {
 		return err
 	}
 	s.mu.Lock()
