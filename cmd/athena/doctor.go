@@ -435,6 +435,32 @@ func (d *doctor) overHTTP(ctx context.Context) {
 	if len(clients) == 0 {
 		d.found("clients", fine, "", "none is defined yet")
 	}
+	d.captures(ctx, api)
+}
+
+// captures looks at how the captures of changes fare.
+func (d *doctor) captures(ctx context.Context, api *sdk.API) {
+	list, err := api.Captures(ctx)
+	if err != nil {
+		d.found("captures", unwell, "set ATHENA_KEY to a key with the right cdc:read", "they cannot be listed: %s", athena.AsError(err).Message)
+		return
+	}
+	for _, c := range list {
+		if c.Capture == nil || c.Status == nil {
+			continue
+		}
+		check, st := "capture "+c.Capture.Client, c.Status
+		switch {
+		case st.Cause != nil && (st.State == sdk.CaptureFailed || st.State == sdk.CaptureWaiting):
+			d.found(check, ill, st.Cause.Runbook, "it is %s: %s", st.State, st.Cause.Message)
+		case st.Cause != nil:
+			d.found(check, unwell, st.Cause.Runbook, "it is %s: %s", st.State, st.Cause.Message)
+		case st.Slot != nil && st.Slot.Safe >= 0 && st.Slot.Safe < 1<<30:
+			d.found(check, unwell, "let it catch up, or raise max_slot_wal_keep_size", "the database gives its slot up after %s more of log", size(uint64(st.Slot.Safe)))
+		default:
+			d.found(check, fine, "", "it is %s, %s behind", st.State, size(uint64(max(0, st.LagBytes))))
+		}
+	}
 }
 
 func (d *doctor) client(ctx context.Context, api *sdk.API, c *athena.Client) {
