@@ -1,12 +1,15 @@
 package postgres
 
 import (
+	"bufio"
 	"context"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgproto3"
 
 	"github.com/athena-pipelines/athena/pkg/driver"
 )
@@ -43,6 +46,9 @@ func on(conn *pgx.Conn) queryFunc {
 func (b *Backend) dial(ctx context.Context, client string) (*pgx.Conn, error) {
 	cfg := b.config.Copy()
 	cfg.RuntimeParams["application_name"] = replicationName(client)
+	cfg.BuildFrontend = func(r io.Reader, w io.Writer) *pgproto3.Frontend {
+		return pgproto3.NewFrontend(bufio.NewReaderSize(r, readAhead), w)
+	}
 	conn, err := pgx.ConnectConfig(ctx, cfg)
 	switch {
 	case err == nil:

@@ -79,7 +79,7 @@ func serverOf(ctx context.Context, query queryFunc) (f serverFacts, err error) {
 			       array_agg(current_setting(name)) AS texts
 			FROM pg_catalog.pg_settings
 			WHERE name IN ('wal_level', 'max_replication_slots', 'max_wal_senders', 'max_slot_wal_keep_size', 'wal_keep_size',
-			               'logical_decoding_work_mem', 'idle_replication_slot_timeout', 'wal_sender_timeout', 'synchronous_standby_names')) s
+			               'logical_decoding_work_mem', 'idle_replication_slot_timeout', 'wal_sender_timeout', 'synchronous_standby_names', 'hot_standby_feedback')) s
 		WHERE r.rolname = current_user`, nil,
 		func(rows pgx.Rows) error {
 			return rows.Scan(&f.version, &f.text, &f.standby, &f.database, &f.user, &f.superuser, &f.replication, &f.create,
@@ -154,7 +154,11 @@ func (f *serverFacts) findings(s driver.ChangeSetup) (list []driver.ChangeFindin
 	case f.standby && f.version < standbyVersion:
 		add(findStandby, levelError, "the database is a standby", "a primary, or PostgreSQL 16", "connect the client to the primary")
 	case f.standby:
-		add(findStandby, levelWarning, "the database is a standby: the publication must be made at its primary, and the slot is lost if it is promoted or removed", "", "")
+		add(findStandby, levelWarning, "the database is a standby: the publication is made at its primary, and the capture begins anew when it is promoted", "", "")
+		if f.settings["hot_standby_feedback"].text != "on" {
+			add("hot_standby_feedback", levelWarning, "off: the primary may remove rows of the catalog that the slot needs, which is lost then", "on",
+				"ALTER SYSTEM SET hot_standby_feedback = on; SELECT pg_reload_conf()")
+		}
 	}
 	if level := f.settings["wal_level"].text; level != "logical" {
 		add("wal_level", levelError, level, "logical", "ALTER SYSTEM SET wal_level = logical; then restart the server")
@@ -267,8 +271,9 @@ func publicationFindings(s driver.ChangeSetup, server serverFacts, p publication
 	name := quoteName(p.name)
 	switch {
 	case !p.there && server.standby:
+		inserts := publication{name: p.name + insertsSuffix}
 		add(levelError, "", fmt.Sprintf("there is no publication %q, and a standby cannot make one", p.name), "one that is made at the primary",
-			"CREATE PUBLICATION "+name+" FOR TABLE … WITH (publish_via_partition_root = true), and COMMENT ON PUBLICATION "+name+" IS "+quoteLiteral(publicationMark(s.Client)))
+			strings.Join(append(p.become(s.Client, allActions, s.Tables).in, inserts.become(s.Client, "insert", nil).in...), "; "))
 	case !p.there && !server.create:
 		list = append(list, driver.ChangeFinding{Name: findPrivileges, Level: levelError, Found: fmt.Sprintf("role %q may not create a publication in database %q", server.user, server.database),
 			Want: "CREATE on the database", Mend: "GRANT CREATE ON DATABASE " + quoteName(server.database) + " TO " + quoteName(server.user)})

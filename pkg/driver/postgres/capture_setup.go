@@ -301,13 +301,14 @@ func refusedFirst(findings []driver.ChangeFinding) error {
 }
 
 // DropChanges drops the slot, and those of the publications that bear our mark.
-// A slot of another database or plugin is not ours, whatever its name.
+// A slot of another database or plugin is not ours, whatever its name. The
+// publications of a standby are its primary's, and stay.
 func (b *Backend) DropChanges(ctx context.Context, s driver.ChangeSetup) error {
 	server, err := serverOf(ctx, b.catalog)
 	if err != nil {
 		return err
 	}
-	if err := b.dropSlot(ctx, server, s); err != nil {
+	if err := b.dropSlot(ctx, server, s); err != nil || server.standby {
 		return err
 	}
 	for _, name := range []string{s.Publication, s.Publication + insertsSuffix} {

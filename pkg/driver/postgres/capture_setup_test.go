@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/athena-pipelines/athena/pkg/athena"
 	"github.com/athena-pipelines/athena/pkg/driver"
@@ -400,6 +401,24 @@ func TestPrepareMakesAndAdapts(t *testing.T) {
 	}
 	if err := l.DropChanges(t.Context(), s); err != nil {
 		t.Errorf("dropped again: %v", err)
+	}
+}
+
+func TestPreparedByTwoAtOnce(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, pgtest.DSN(t))
+	l.exec(`CREATE TABLE a (id int PRIMARY KEY)`, `CREATE TABLE b (id int PRIMARY KEY)`)
+	for _, s := range []driver.ChangeSetup{l.setup("a"), l.setup("a", "b"), l.setup("b")} {
+		var g errgroup.Group
+		for range 4 {
+			g.Go(func() error { return l.PrepareChanges(t.Context(), s) })
+		}
+		if err := g.Wait(); err != nil {
+			t.Error(err)
+		}
+		if got := l.ask(`SELECT tablename::text FROM pg_publication_tables WHERE pubname = $1 ORDER BY 1`, s.Publication); len(got) != len(s.Tables) {
+			t.Errorf("published: %v", got)
+		}
 	}
 }
 

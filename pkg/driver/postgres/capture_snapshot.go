@@ -1,7 +1,6 @@
 package postgres
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -53,9 +52,10 @@ func (s *snapshot) connect(ctx context.Context) (*pgx.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Row security that would hide rows is an error instead.
+	// Row security that would hide rows is an error instead, and parallel
+	// workers would mix the rows of a part.
 	_, err = conn.PgConn().Exec(ctx, `BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT `+quoteLiteral(s.name)+
-		`; SET LOCAL row_security = off; `+noTimeouts).ReadAll()
+		`; SET LOCAL row_security = off; SET LOCAL max_parallel_workers_per_gather = 0; `+noTimeouts).ReadAll()
 	if err != nil {
 		hangUp(conn)
 		return nil, err
@@ -348,16 +348,25 @@ func (s *snapshot) read(ctx context.Context, conn *pgx.Conn, t *published, r blo
 	if t.filter != "" {
 		where = append(where, "("+t.filter+")")
 	}
-	sql := "COPY (SELECT " + t.selected() + " FROM ONLY " + quoteTable(name)
+	sql := "SELECT " + t.selected() + " FROM ONLY " + quoteTable(name)
 	if len(where) > 0 {
 		sql += " WHERE " + strings.Join(where, " AND ")
 	}
-	w := &copyReader{rows: t.rows, each: row}
-	_, err = conn.PgConn().CopyTo(ctx, w, sql+") TO STDOUT")
-	if err != nil && ctx.Err() != nil {
-		return ctx.Err()
+	// Faster than COPY, whose text has to be escaped and unescaped.
+	result := conn.PgConn().ExecParams(ctx, sql, nil, nil, nil, nil)
+	var buf []byte
+	for result.NextRow() {
+		if err := handRow(t.rows, &buf, result.Values(), row); err != nil {
+			return err
+		}
 	}
-	return err
+	if _, err := result.Close(); err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		return err
+	}
+	return nil
 }
 
 // Close ends the transactions and lets the server forget the snapshot. The slot
@@ -380,23 +389,6 @@ func (s *snapshot) Close(context.Context) error {
 	return nil
 }
 
-// A copyReader takes rows in COPY's text format, one in each Write, as the
-// server sends them.
-type copyReader struct {
-	rows   *rowEncoder
-	each   func(key, after []byte) error
-	values [][]byte
-	text   []byte // a row without its escapes
-	buf    []byte
-}
-
-func (c *copyReader) Write(line []byte) (int, error) {
-	if err := c.split(line); err != nil {
-		return 0, err
-	}
-	return len(line), handRow(c.rows, &c.buf, c.values, c.each)
-}
-
 // handRow renders a row into buf and hands it over; a table without a key has
 // none.
 func handRow(e *rowEncoder, buf *[]byte, values [][]byte, each func(key, after []byte) error) error {
@@ -409,77 +401,4 @@ func handRow(e *rowEncoder, buf *[]byte, values [][]byte, each func(key, after [
 	}
 	*buf = b
 	return each(key, b[:n])
-}
-
-var errCopyRow = errors.New("postgres: the server sent a row that is not of COPY's text format")
-
-// split finds the values of a row.
-func (c *copyReader) split(line []byte) error {
-	line, whole := bytes.CutSuffix(line, []byte{'\n'})
-	if !whole {
-		return errCopyRow
-	}
-	c.values = c.values[:0]
-	if len(c.rows.columns) == 0 {
-		return nil
-	}
-	plain := bytes.IndexByte(line, '\\') < 0
-	c.text = c.text[:0]
-	for {
-		field, rest, more := bytes.Cut(line, []byte{'\t'})
-		if !plain {
-			field = c.unescape(field)
-		}
-		c.values = append(c.values, field)
-		if !more {
-			break
-		}
-		line = rest
-	}
-	if len(c.values) != len(c.rows.columns) {
-		return errCopyRow
-	}
-	return nil
-}
-
-// unescape undoes what COPY does to control characters and backslashes; \N, a
-// NULL, becomes nil.
-func (c *copyReader) unescape(field []byte) []byte {
-	i := bytes.IndexByte(field, '\\')
-	if i < 0 {
-		return field
-	}
-	if string(field) == `\N` {
-		return nil
-	}
-	if len(c.text)+len(field) > cap(c.text) {
-		c.text = make([]byte, 0, 2*(len(c.text)+len(field))) // the fields before keep the old one
-	}
-	start := len(c.text)
-	for ; i >= 0; i = bytes.IndexByte(field, '\\') {
-		c.text = append(c.text, field[:i]...)
-		if i+1 == len(field) {
-			field = field[i:]
-			break
-		}
-		b := field[i+1]
-		switch b {
-		case 'b':
-			b = '\b'
-		case 'f':
-			b = '\f'
-		case 'n':
-			b = '\n'
-		case 'r':
-			b = '\r'
-		case 't':
-			b = '\t'
-		case 'v':
-			b = '\v'
-		}
-		c.text = append(c.text, b)
-		field = field[i+2:]
-	}
-	c.text = append(c.text, field...)
-	return c.text[start:len(c.text):len(c.text)]
 }

@@ -232,7 +232,7 @@ func (b *Backend) makeSlot(ctx context.Context, server serverFacts, s driver.Cha
 			closeReplication(log)
 			return made, errors.Join(ctx.Err(), a.err, b.unmake(ctx, server, s, pid))
 		case <-tick.C:
-			if text := b.waitsFor(ctx, log.pg.PID()); text != "" && progress != nil {
+			if text := b.waitsFor(ctx, server, log.pg.PID()); text != "" && progress != nil {
 				progress(text)
 			}
 		case <-done:
@@ -299,7 +299,7 @@ func (b *Backend) endSlot(ctx context.Context, server serverFacts, s driver.Chan
 
 // waitsFor says what holds up the making of a slot by the session pid: the
 // transactions that ran as it began, of all databases, prepared ones included.
-func (b *Backend) waitsFor(ctx context.Context, pid uint32) string {
+func (b *Backend) waitsFor(ctx context.Context, server serverFacts, pid uint32) string {
 	ctx, cancel := context.WithTimeout(ctx, closeGrace)
 	defer cancel()
 	var text strings.Builder
@@ -335,6 +335,8 @@ func (b *Backend) waitsFor(ctx context.Context, pid uint32) string {
 	switch {
 	case err != nil:
 		return ""
+	case n == 0 && server.standby:
+		return "waits for the primary to log which transactions run; SELECT pg_log_standby_snapshot() there has it do so at once"
 	case n == 0:
 		return "makes the slot"
 	}
