@@ -10,31 +10,43 @@ import (
 
 // ChangeSource reads the engine's own log of changes.
 //
-// Setting a capture up takes these steps: PrepareChanges, then one OpenChanges,
-// whose stream says where it begins, then a snapshot as of that point. The order
-// is law: what is to be captured, then the place from which on, then the rows
-// that were there.
+// Setting a capture up takes these steps: PrepareChanges, then StartChanges,
+// which says where it begins, then its snapshot as of that point, then
+// OpenChanges. The order is law: what is to be captured, then the place from
+// which on, then the rows that were there.
 type ChangeSource interface {
 	// CheckChanges says what stands in the way of capturing, and what an operator
-	// should know. It changes nothing.
+	// should know. It changes nothing. Without tables it lists those that could
+	// be captured.
 	CheckChanges(ctx context.Context, s ChangeSetup) (ChangeCheck, error)
 	// PrepareChanges makes or adapts what names the tables to capture (a
 	// publication). Done again it changes nothing. A table without a usable
-	// identity is refused, unless s says that inserts are enough.
+	// identity is refused, unless s says that inserts are enough: what the
+	// application does to its tables works afterwards as it did before. Columns
+	// and rows that somebody excepted in the engine stay so.
 	PrepareChanges(ctx context.Context, s ChangeSetup) error
 	// StartChanges makes the place in the log from which changes are kept for
 	// us (a slot), and returns it with the rows that were there before. It
 	// waits for the transactions that run, however long they take; progress is
-	// told what it waits for, every second or so. Where s.TakeOver says so, a
-	// place that is there is used, and the snapshot is nil.
+	// told what it waits for, every second or so. If it fails, or ctx is done,
+	// it leaves no place behind.
+	//
+	// What an interrupted start has left behind under the name that is given by
+	// default, and nobody has read from, is made anew. Any other place that is
+	// there is a conflict error, unless s.TakeOver: then it is used, and the
+	// snapshot is nil. To begin again where changes were read, DropChanges comes
+	// first.
 	StartChanges(ctx context.Context, s ChangeSetup, progress func(string)) (ChangeStart, ChangeSnapshot, error)
 	// OpenChanges connects to the log. It fails with a *SourceLost if the place
 	// is gone or is not what it was.
 	OpenChanges(ctx context.Context, c ChangeConfig) (ChangeStream, error)
-	// DropChanges removes what PrepareChanges and StartChanges made. What is not
-	// there is no error.
+	// DropChanges removes what PrepareChanges and StartChanges made, and a place
+	// that was taken over. What is not there is no error, and what has the name
+	// but cannot be ours is left alone. A reader of ours is ended; another's is a
+	// conflict error.
 	DropChanges(ctx context.Context, s ChangeSetup) error
-	// ChangeHealth describes the place in the log as the engine sees it.
+	// ChangeHealth describes the place in the log as the engine sees it. If there
+	// is none it is a not_found error.
 	ChangeHealth(ctx context.Context, s ChangeSetup) (ChangeHealth, error)
 }
 
@@ -75,7 +87,8 @@ func (c ChangeCheck) OK() bool {
 
 // A ChangeFinding is one thing that was looked at.
 type ChangeFinding struct {
-	// Name is stable: wal_level, privileges, slots, senders, identity …
+	// Name is stable, and that of a setting where it is about one: wal_level,
+	// max_replication_slots, privileges, publication, slot, table, identity …
 	Name string `json:"name"`
 	// Level is ok, warning or error; an error stands in the way.
 	Level string `json:"level"`
@@ -224,11 +237,14 @@ type ChangeHealth struct {
 // ChangeSnapshot is the state of all tables at one point. It is good for as long
 // as it is open, and read by several goroutines at once.
 type ChangeSnapshot interface {
-	// Tables lists what is to be read: partitions one by one, under the name of
-	// the table that publishes them.
+	// Tables lists what is to be read, at least parts of each table that is large
+	// enough: partitions one by one, under the name of the table that publishes
+	// them. It fails with a conflict error if a table was rewritten since the
+	// point; from then on until Close none can be.
 	Tables(ctx context.Context, parts int) ([]SnapshotPart, error)
 	// Read hands all rows of a part over, in order. The JSON objects are valid
-	// during the call of row only.
+	// during the call of row only; key is nil if the table has none. An error of
+	// row ends the reading and is returned.
 	Read(ctx context.Context, p SnapshotPart, row func(key, after []byte) error) error
 	// Columns describes a table, for its schema change.
 	Columns(ctx context.Context, t TableName) ([]cdc.Column, error)
@@ -253,11 +269,14 @@ type SnapshotTable struct {
 // TableReader reads a table in chunks, ordered by key. It is not safe for
 // concurrent use.
 type TableReader interface {
-	// Columns describes the table as it is now.
+	// Columns describes the table as it is now. The rows of Next have the columns
+	// that it told last.
 	Columns(ctx context.Context) ([]cdc.Column, error)
 	// Next reads up to most rows behind a key, as Next itself gave it; empty is
 	// the beginning. It returns the key of the last row, empty if there are no
-	// further rows. The JSON objects are valid during the call of row only.
+	// further rows. A table without a key is read in one chunk. The JSON objects
+	// are valid during the call of row only; key is nil if the table has none.
+	// After an error the same chunk can be asked for again.
 	Next(ctx context.Context, after string, most int, row func(key, after []byte) error) (next string, err error)
 	// Total estimates how many rows there are.
 	Total(ctx context.Context) (int64, error)
