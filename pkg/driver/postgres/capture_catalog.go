@@ -162,9 +162,7 @@ SELECT c.schema, c.name, coalesce(c.oid, 0)::oid, coalesce(c.relkind::text, ''),
        coalesce(c.relreplident = 'n', false),
        coalesce(pg_has_role(c.relowner, 'USAGE'), false),
        coalesce(has_schema_privilege(c.nspoid, 'USAGE')
-                AND (has_table_privilege(c.oid, 'SELECT')
-                     OR (SELECT bool_and(has_column_privilege(c.oid, a.attnum, 'SELECT')) FROM pg_catalog.pg_attribute a
-                         WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)), false),
+                AND has_table_privilege(c.oid, 'SELECT'), false),
        coalesce(row_security_active(c.oid) OR l.secured, false),
        coalesce(l.rows, 0), coalesce(l.bytes, 0),
        CASE WHEN c.relkind = 'p' THEN coalesce(l.n, 0) ELSE 0 END,

@@ -133,11 +133,34 @@ func (b *Backend) CheckChanges(ctx context.Context, s driver.ChangeSetup) (drive
 	}
 	check.Findings = append(check.Findings, tableFindings(s, tables, p)...)
 	for _, t := range tables {
-		if t.captures() {
-			check.Findings = append(check.Findings, t.privileges(server, p)...)
+		if !t.captures() {
+			continue
 		}
+		if !t.selectable {
+			if t.selectable, err = b.mayReadColumns(ctx, server, p, t.name); err != nil {
+				return check, err
+			}
+		}
+		check.Findings = append(check.Findings, t.privileges(server, p)...)
 	}
 	return check, nil
+}
+
+// mayReadColumns reports whether the role may read all columns that the
+// publication sends, where it may not read the table.
+func (b *Backend) mayReadColumns(ctx context.Context, server serverFacts, p publication, name driver.TableName) (may bool, err error) {
+	t, err := publishedTable(ctx, b.catalog, server.version, []string{p.name}, name)
+	if err != nil || t == nil {
+		return false, err
+	}
+	columns := make([]string, len(t.columns))
+	for i, c := range t.columns {
+		columns[i] = c.name
+	}
+	_, err = b.catalog(ctx, `SELECT has_schema_privilege(c.relnamespace, 'USAGE')
+			AND (SELECT bool_and(has_column_privilege(c.oid, name, 'SELECT')) FROM unnest($2::text[]) AS name)
+		FROM pg_catalog.pg_class c WHERE c.oid = $1`, []any{t.oid, columns}, func(rows pgx.Rows) error { return rows.Scan(&may) })
+	return may, err
 }
 
 // findings are about the server and the role.

@@ -143,13 +143,10 @@ func find(check driver.ChangeCheck, name, table, level string) *driver.ChangeFin
 
 func wantFinding(t *testing.T, check driver.ChangeCheck, name, table, level, found, mend string) {
 	t.Helper()
-	f := find(check, name, table, level)
-	if f == nil {
-		t.Errorf("no finding %s %s of %q among %+v", level, name, table, check.Findings)
-		return
-	}
-	if !strings.Contains(f.Found, found) || !strings.Contains(f.Mend, mend) {
-		t.Errorf("%s of %q found %q with the mend %q; want %q and %q", name, table, f.Found, f.Mend, found, mend)
+	if !slices.ContainsFunc(check.Findings, func(f driver.ChangeFinding) bool {
+		return f.Name == name && f.Level == level && (table == "" || f.Table == table) && strings.Contains(f.Found, found) && strings.Contains(f.Mend, mend)
+	}) {
+		t.Errorf("no %s %s of %q says %q and %q among %+v", level, name, table, found, mend, check.Findings)
 	}
 }
 
@@ -216,6 +213,42 @@ func TestCheckOfAServerThatIsNot(t *testing.T) {
 	}
 	if _, _, err := l.StartChanges(t.Context(), s, nil); err == nil {
 		t.Error("a slot without wal_level=logical")
+	}
+}
+
+func TestFindingsOfServersThatAreRare(t *testing.T) {
+	t.Parallel()
+	ready := func(change func(*serverFacts)) serverFacts {
+		f := serverFacts{version: 180004, text: "18.4", user: "shop", replication: true, settings: map[string]setting{
+			"wal_level": {0, "logical"}, "max_slot_wal_keep_size": {51200, "50GB"}, "wal_sender_timeout": {60000, "1min"},
+			"idle_replication_slot_timeout": {0, "0"}, "hot_standby_feedback": {0, "on"},
+		}}
+		change(&f)
+		return f
+	}
+	tests := map[string]struct {
+		change            func(*serverFacts)
+		name, level, text string
+	}{
+		"nothing is amiss":              {func(*serverFacts) {}, "max_slot_wal_keep_size", levelOK, "50GB"},
+		"too old":                       {func(f *serverFacts) { f.version, f.text = 130011, "13.11" }, "server_version", levelError, "13.11"},
+		"a standby that cannot decode":  {func(f *serverFacts) { f.version, f.standby = 150004, true }, "standby", levelError, "a standby"},
+		"a standby that can":            {func(f *serverFacts) { f.standby = true }, "standby", levelWarning, "at its primary"},
+		"a standby without feedback":    {func(f *serverFacts) { f.standby, f.settings["hot_standby_feedback"] = true, setting{0, "off"} }, "hot_standby_feedback", levelWarning, "catalog"},
+		"slots that are lost when idle": {func(f *serverFacts) { f.settings["idle_replication_slot_timeout"] = setting{3600, "1h"} }, "idle_replication_slot_timeout", levelWarning, "1h"},
+		"a role that may not replicate": {func(f *serverFacts) { f.replication = false }, "privileges", levelError, "may not replicate"},
+		"a superuser need not":          {func(f *serverFacts) { f.replication, f.superuser = false, true }, "privileges", levelOK, "may replicate"},
+		"commits that wait for us alone": {func(f *serverFacts) {
+			f.settings["synchronous_standby_names"] = setting{0, "FIRST 1 (athena-cdc-shop)"}
+		}, "synchronous_standby_names", levelWarning, "athena-cdc-shop"},
+	}
+	for name, tt := range tests {
+		f := ready(tt.change)
+		check := driver.ChangeCheck{Findings: f.findings(driver.ChangeSetup{Client: "shop"})}
+		found := find(check, tt.name, "", tt.level)
+		if found == nil || !strings.Contains(found.Found, tt.text) || found.Level == levelError && found.Mend == "" {
+			t.Errorf("%s: %+v", name, check.Findings)
+		}
 	}
 }
 
@@ -318,6 +351,12 @@ func TestCheckOfPrivileges(t *testing.T) {
 	wantMend("public.orders", "the role that owns")
 	wantMend("public.orders", fmt.Sprintf(`GRANT SELECT ON "public"."orders" TO %q`, role))
 	wantMend("public.orders", fmt.Sprintf("ALTER ROLE %q BYPASSRLS", role))
+
+	l.exec(`CREATE TABLE parts (id int PRIMARY KEY) PARTITION BY RANGE (id)`, `CREATE TABLE parts_1 PARTITION OF parts FOR VALUES FROM (0) TO (10)`, `GRANT SELECT ON parts TO `+role)
+	if check, err = b.CheckChanges(t.Context(), l.setup("parts")); err != nil {
+		t.Fatal(err)
+	}
+	wantMend("public.parts", fmt.Sprintf("GRANT SELECT ON public.parts_1 TO %q", role))
 
 	// What it asks for is enough, and nothing more is needed.
 	l.exec("ALTER ROLE "+role+" REPLICATION BYPASSRLS", "GRANT CREATE ON DATABASE "+database+" TO "+role, "GRANT SELECT ON orders TO "+role)
@@ -455,6 +494,14 @@ func TestOfOthersPublications(t *testing.T) {
 	if got := l.ask(`SELECT pubname::text FROM pg_publication`); !slices.Equal(got, []string{"theirs"}) {
 		t.Errorf("publications after the drop: %v", got)
 	}
+	l.exec(`CREATE PUBLICATION everyones FOR ALL TABLES`)
+	all := l.setup("a")
+	all.Publication, all.TakeOver = "everyones", true
+	check, err = l.CheckChanges(t.Context(), all)
+	if err != nil || !check.OK() {
+		t.Errorf("%+v, %v", check, err)
+	}
+	wantFinding(t, check, "publication", "", levelWarning, "FOR ALL TABLES", "")
 	if serverMajorOf(l) >= 15 {
 		l.exec(`ALTER PUBLICATION theirs SET TABLE a (id) WHERE (id > 5)`)
 		s.Tables = s.Tables[:1]

@@ -199,7 +199,8 @@ func leaves(ctx context.Context, conn *pgx.Conn, root uint32) (list []leaf, err 
 }
 
 func (l *leaf) lock(ctx context.Context, conn *pgx.Conn) error {
-	_, err := conn.PgConn().Exec(ctx, "LOCK TABLE ONLY "+quoteTable(l.name)+" IN ACCESS SHARE MODE").ReadAll()
+	// LOCK TABLE is not for those who may read certain columns only.
+	_, err := conn.PgConn().Exec(ctx, "SELECT FROM ONLY "+quoteTable(l.name)+" LIMIT 0").ReadAll()
 	var e *pgconn.PgError
 	if errors.As(err, &e) && (e.Code == "42P01" || e.Code == "3F000") {
 		return l.changed()
@@ -218,7 +219,7 @@ func (l *leaf) lock(ctx context.Context, conn *pgx.Conn) error {
 }
 
 func (l *leaf) changed() error {
-	return athena.Errorf(athena.CodeConflict, "%s was altered, truncated, rewritten or dropped between the start of the capture and its snapshot; start the capture again", l.name).With("table", l.name.String())
+	return athena.Errorf(athena.CodeConflict, "%s was altered, truncated, rewritten or dropped between the start of the capture and its snapshot; its rows of then cannot be read any more, only those of now", l.name).With("table", l.name.String())
 }
 
 // Tables lists the parts: as many of each table as is asked for, or more if one
