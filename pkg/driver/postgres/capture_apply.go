@@ -17,6 +17,7 @@ import (
 // goroutine.
 type decoder struct {
 	stream    *changeStream
+	describe  func(context.Context, *relation) error // makes a table ready
 	sink      driver.ChangeSink
 	checkText bool // the server lets text through that is not UTF-8
 
@@ -59,7 +60,7 @@ type relation struct {
 }
 
 func (d *decoder) init(s *changeStream) {
-	d.stream = s
+	d.stream, d.describe = s, s.backend.describe
 	d.relations = map[uint32]*relation{}
 	d.after = s.cfg.After
 }
@@ -227,6 +228,12 @@ func (d *decoder) commit(ctx context.Context, end uint64, at time.Time) error {
 func (d *decoder) apply(ctx context.Context, msg []byte, number uint32) error {
 	sc := scanner{b: msg[1:]}
 	switch msg[0] {
+	case msgInsert, msgUpdate, msgDelete, msgTruncate:
+		if !d.tx.open {
+			return fmt.Errorf("%w: a change (%q) outside of a transaction", errMalformed, msg[0])
+		}
+	}
+	switch msg[0] {
 	case msgRelation:
 		m, err := decodeRelation(&sc)
 		if err != nil {
@@ -295,7 +302,7 @@ func (d *decoder) lookup(ctx context.Context, oid uint32) (*relation, error) {
 		return nil, fmt.Errorf("%w: a change of table %d, which was not described", errMalformed, oid)
 	}
 	if r.enc == nil {
-		if err := d.stream.backend.describe(ctx, r); err != nil {
+		if err := d.describe(ctx, r); err != nil {
 			return nil, err
 		}
 	}
@@ -372,16 +379,11 @@ func (d *decoder) row(ctx context.Context, msg []byte, sc *scanner) error {
 	if err != nil {
 		return err
 	}
-	old, err := d.tuples(sc)
+	op := opOf(msg[0])
+	old, err := d.tuples(sc, op, r)
 	if err != nil {
 		return err
 	}
-	for _, row := range [...][]cell{d.newRow, d.oldRow} {
-		if len(row) != 0 && len(row) != len(r.columns) {
-			return fmt.Errorf("%w: a row of %d columns for table %s, which has %d", errMalformed, len(row), r.name, len(r.columns))
-		}
-	}
-	op := opOf(msg[0])
 	if d.checkText {
 		if column, bad := d.notUTF8(r); bad {
 			return d.sink.Reject(ctx, driver.Rejected{
@@ -404,25 +406,37 @@ func (d *decoder) txOf() *cdc.Transaction {
 	return &d.changeTx
 }
 
-// tuples reads the rows of a change into newRow and oldRow. It tells the form of
-// the old one: 'K' has the identity alone, 'O' all columns, 0 there is none.
-func (d *decoder) tuples(sc *scanner) (old byte, err error) {
+// tuples reads the rows that a change of that kind must have into newRow and
+// oldRow. It tells the form of the old one: 'K' has the identity alone, 'O' all
+// columns, 0 there is none.
+func (d *decoder) tuples(sc *scanner, op cdc.Op, r *relation) (old byte, err error) {
 	d.newRow, d.oldRow = d.newRow[:0], d.oldRow[:0]
+	fresh := false
 	for len(sc.b) > 0 {
+		var row []cell
 		switch form := sc.byte(); form {
 		case 'K', 'O':
 			old = form
 			d.oldRow, err = decodeTuple(sc, d.oldRow)
+			row = d.oldRow
 		case 'N':
+			fresh = true
 			d.newRow, err = decodeTuple(sc, d.newRow)
+			row = d.newRow
 		default:
 			err = fmt.Errorf("%w: a row of form %q", errMalformed, form)
 		}
 		if err != nil {
 			return old, err
 		}
+		if len(row) != len(r.columns) {
+			return old, fmt.Errorf("%w: a row of %d columns for table %s, which has %d", errMalformed, len(row), r.name, len(r.columns))
+		}
 	}
-	return old, check(sc, "a row")
+	if fresh != (op != cdc.Delete) || op == cdc.Delete && old == 0 {
+		return old, fmt.Errorf("%w: an %s of %s without its row", errMalformed, op, r.name)
+	}
+	return old, nil
 }
 
 func (d *decoder) notUTF8(r *relation) (string, bool) {
@@ -441,7 +455,7 @@ func (d *decoder) fill(c *cdc.Change, r *relation, old byte) {
 	buf := d.buf[:0]
 	d.unchanged = d.unchanged[:0]
 	var after, before int
-	if len(d.newRow) > 0 {
+	if c.Op != cdc.Delete {
 		var other []cell
 		if old == 'O' { // has the large values that the new row leaves out
 			other = d.oldRow
@@ -457,7 +471,7 @@ func (d *decoder) fill(c *cdc.Change, r *relation, old byte) {
 	}
 	before = len(buf)
 	if r.enc.hasKey {
-		if len(d.newRow) > 0 {
+		if c.Op != cdc.Delete {
 			buf = d.appendCells(buf, r.enc, d.newRow, d.oldRow, true)
 		} else {
 			buf = d.appendCells(buf, r.enc, d.oldRow, nil, true)
@@ -562,6 +576,9 @@ func (d *decoder) logical(ctx context.Context, sc *scanner) error {
 		}
 		d.stream.hand(lsn, time.Now())
 		return d.sink.Commit(ctx, formatLSN(lsn))
+	}
+	if !d.tx.open {
+		return fmt.Errorf("%w: a message of a transaction outside of one", errMalformed)
 	}
 	pos, wanted := d.next()
 	if !wanted {
