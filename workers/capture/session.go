@@ -60,11 +60,12 @@ func (s *session) run(ctx context.Context) error {
 	s.origin = origin
 	var snapshot driver.ChangeSnapshot
 	if !begun {
-		if snapshot, err = s.begin(ctx, end); err != nil {
-			return err
-		}
+		snapshot, err = s.begin(ctx, end)
 		if snapshot != nil {
 			defer func() { _ = snapshot.Close(context.WithoutCancel(ctx)) }()
+		}
+		if err != nil {
+			return err
 		}
 	} else if err := s.adapt(ctx); err != nil {
 		return err
