@@ -232,6 +232,15 @@ func (p *published) rowColumns() []rowColumn {
 	return list
 }
 
+// from is the table for a FROM clause: with its partitions, but without what else
+// inherits from it.
+func (p *published) from() string {
+	if p.parted {
+		return quoteTable(p.name)
+	}
+	return "ONLY " + quoteTable(p.name)
+}
+
 // selected lists the columns for a SELECT.
 func (p *published) selected() string {
 	quoted := make([]string, len(p.columns))

@@ -27,7 +27,7 @@ const (
 // maxName is the length of the server's names, in bytes.
 const maxName = 63
 
-// mark is the comment by which we know our publications again.
+// publicationMark is the comment by which we know our publications again.
 func publicationMark(client string) string { return "athena: changes of client " + client }
 
 // defaultName is the slot's and the publication's name where none is given.

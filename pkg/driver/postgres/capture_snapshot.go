@@ -30,7 +30,7 @@ type snapshot struct {
 	name    string
 
 	mu     sync.Mutex // guards guard, and is held while it is used
-	guard  *pgx.Conn  // holds the locks that keep storage as it is
+	guard  *pgx.Conn  // holds the locks that keep storage as it is; see leaf.lock
 	tables map[driver.TableName]*published
 
 	pool   sync.Mutex
@@ -103,9 +103,14 @@ func (s *snapshot) hold(ctx context.Context, f func(conn *pgx.Conn) error) error
 		if err != nil {
 			return err
 		}
-		s.guard, s.tables = conn, map[driver.TableName]*published{}
+		s.guard = conn
 	}
-	return f(s.guard)
+	err := f(s.guard)
+	if err != nil { // its transaction may have failed
+		hangUp(s.guard)
+		s.guard = nil
+	}
+	return err
 }
 
 // table describes a table as it was published at the snapshot's point.
@@ -167,37 +172,35 @@ type leaf struct {
 	blocks int64
 }
 
-// leaves finds where the rows of a table are, as of the snapshot, and locks it
-// there against ALTER TABLE, TRUNCATE and VACUUM FULL, as pg_dump does: the
-// parts of a table fit together only as long as its rows stay where they are.
+// leavesOf makes the relation leaf of those below, and of, the relation $1 that
+// hold rows, as plain queries of the catalog see them.
+const leavesOf = `
+	WITH RECURSIVE tree AS (
+		SELECT $1::oid AS oid
+		UNION ALL
+		SELECT c.oid FROM tree JOIN pg_catalog.pg_inherits i ON i.inhparent = tree.oid
+		JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid AND c.relispartition),
+	leaf AS (SELECT c.* FROM tree JOIN pg_catalog.pg_class c USING (oid) WHERE c.relkind = 'r')`
+
+// leaves finds where the rows of a table are, as of the snapshot.
 func leaves(ctx context.Context, conn *pgx.Conn, root uint32) (list []leaf, err error) {
-	_, err = on(conn)(ctx, `
-		WITH RECURSIVE tree AS (
-			SELECT $1::oid AS oid
-			UNION ALL
-			SELECT c.oid FROM tree JOIN pg_catalog.pg_inherits i ON i.inhparent = tree.oid
-			JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid AND c.relispartition)
-		SELECT c.oid, n.nspname, c.relname, coalesce(a.amname = 'heap', false), c.reltuples, c.relpages, c.relfilenode
-		FROM tree JOIN pg_catalog.pg_class c USING (oid) JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-		LEFT JOIN pg_catalog.pg_am a ON a.oid = c.relam
-		WHERE c.relkind = 'r' ORDER BY 2, 3`, []any{root},
+	_, err = on(conn)(ctx, leavesOf+`
+		SELECT leaf.oid, n.nspname, leaf.relname, coalesce(a.amname = 'heap', false), leaf.reltuples, leaf.relpages, leaf.relfilenode
+		FROM leaf JOIN pg_catalog.pg_namespace n ON n.oid = leaf.relnamespace LEFT JOIN pg_catalog.pg_am a ON a.oid = leaf.relam
+		ORDER BY 2, 3`, []any{root},
 		func(rows pgx.Rows) error {
 			var l leaf
 			err := rows.Scan(&l.oid, &l.name.Schema, &l.name.Table, &l.heap, &l.rows, &l.pages, &l.file)
 			list = append(list, l)
 			return err
 		})
-	if err != nil {
-		return nil, err
-	}
-	for i := range list {
-		if err := list[i].lock(ctx, conn); err != nil {
-			return nil, err
-		}
-	}
-	return list, nil
+	return list, err
 }
 
+// lock keeps the leaf from ALTER TABLE, TRUNCATE and VACUUM FULL until the end of
+// the transaction, as pg_dump does: the parts of a table fit together only as
+// long as its rows stay where they are. It fails if they do not lie where they
+// lay as of the snapshot: after most of these the snapshot sees no rows at all.
 func (l *leaf) lock(ctx context.Context, conn *pgx.Conn) error {
 	// LOCK TABLE is not for those who may read certain columns only.
 	_, err := conn.PgConn().Exec(ctx, "SELECT FROM ONLY "+quoteTable(l.name)+" LIMIT 0").ReadAll()
@@ -235,6 +238,11 @@ func (s *snapshot) Tables(ctx context.Context, parts int) (list []driver.Snapsho
 			found, err := leaves(ctx, conn, t.oid)
 			if err != nil {
 				return err
+			}
+			for i := range found {
+				if err := found[i].lock(ctx, conn); err != nil {
+					return err
+				}
 			}
 			list = append(list, split(name, found, parts)...)
 		}
@@ -336,20 +344,21 @@ func (s *snapshot) Read(ctx context.Context, p driver.SnapshotPart, row func(key
 }
 
 func (s *snapshot) read(ctx context.Context, conn *pgx.Conn, t *published, r blockRange, row func(key, after []byte) error) error {
-	var name driver.TableName
-	n, err := on(conn)(ctx, `SELECT n.nspname, c.relname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-		WHERE c.oid = $1`, []any{r.oid}, func(rows pgx.Rows) error { return rows.Scan(&name.Schema, &name.Table) })
-	if err == nil && n == 0 {
-		err = fmt.Errorf("postgres: the range %s is none of ours", r)
-	}
+	found, err := leaves(ctx, conn, r.oid)
 	if err != nil {
+		return err
+	}
+	if len(found) != 1 {
+		return fmt.Errorf("postgres: the range %s is none of ours", r)
+	}
+	if err := found[0].lock(ctx, conn); err != nil { // the guard may have been lost
 		return err
 	}
 	where := r.conditions()
 	if t.filter != "" {
 		where = append(where, "("+t.filter+")")
 	}
-	sql := "SELECT " + t.selected() + " FROM ONLY " + quoteTable(name)
+	sql := "SELECT " + t.selected() + " FROM ONLY " + quoteTable(found[0].name)
 	if len(where) > 0 {
 		sql += " WHERE " + strings.Join(where, " AND ")
 	}

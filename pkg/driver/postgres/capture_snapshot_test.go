@@ -379,6 +379,35 @@ func TestSnapshotHoldsItsTables(t *testing.T) {
 	}
 }
 
+// The locks go with their connection. What is done to a table then is found when
+// the next part is read.
+func TestSnapshotWhoseLocksWereLost(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, pgtest.DSN(t))
+	l.exec(`CREATE TABLE a (id int PRIMARY KEY)`, `INSERT INTO a VALUES (1)`)
+	s := l.setup("a")
+	_, snap := l.started(s)
+	parts, err := snap.Tables(t.Context(), 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lose := `SELECT pg_terminate_backend(pid)::text FROM pg_stat_activity WHERE backend_type = 'client backend' AND application_name = $1`
+	if got := l.ask(lose, replicationName(s.Client)); len(got) != 1 {
+		t.Fatalf("%d connections were ended", len(got))
+	}
+	if got, err := readParts(t.Context(), snap, parts, 1); err != nil || len(got) != 1 { // on another connection
+		t.Errorf("%v, %v", got, err)
+	}
+	if got := l.ask(lose, replicationName(s.Client)); len(got) != 1 {
+		t.Fatalf("%d connections were ended", len(got))
+	}
+	l.exec(`VACUUM FULL a`)
+	for range 2 { // the first try may find that its connection is gone
+		_, err = readParts(t.Context(), snap, parts, 1)
+	}
+	wantCode(t, err, athena.CodeConflict, "public.a")
+}
+
 // BenchmarkSnapshot reads a table of rows of 200 bytes to nowhere, with one
 // reader and with two, and compares that with COPY drained raw by as many
 // connections in the same run. The target is 200,000 rows/s.

@@ -167,7 +167,7 @@ func (b *Backend) start(ctx context.Context, s driver.ChangeSetup, progress func
 		return start, nil, err
 	}
 	keep = true
-	return start, &snapshot{backend: b, setup: s, version: server.version, log: log, name: made.snapshot}, nil
+	return start, &snapshot{backend: b, setup: s, version: server.version, log: log, name: made.snapshot, tables: map[driver.TableName]*published{}}, nil
 }
 
 // startFrom sets where the capture begins: transactions are sent whose commit
@@ -253,7 +253,7 @@ const dropGrace = 10 * time.Second
 
 // unmake drops a slot that was made for nobody.
 func (b *Backend) unmake(ctx context.Context, server serverFacts, s driver.ChangeSetup, pid uint32) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), dropGrace)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitGrace)
 	defer cancel()
 	return b.endSlot(ctx, server, s, func(x slot) bool { return x.pid == int32(pid) })
 }
@@ -261,13 +261,12 @@ func (b *Backend) unmake(ctx context.Context, server serverFacts, s driver.Chang
 // dropSlot drops the slot if it can be ours; it is taken from a session of ours
 // that has it.
 func (b *Backend) dropSlot(ctx context.Context, server serverFacts, s driver.ChangeSetup) error {
-	ctx, cancel := context.WithTimeout(ctx, dropGrace)
-	defer cancel()
 	return b.endSlot(ctx, server, s, func(x slot) bool { return x.application == replicationName(s.Client) })
 }
 
 // endSlot drops the slot once no session has it; those that are ours it ends.
 func (b *Backend) endSlot(ctx context.Context, server serverFacts, s driver.ChangeSetup, ours func(slot) bool) error {
+	began := time.Now()
 	for wait := 10 * time.Millisecond; ; wait = min(2*wait, time.Second) {
 		x, err := slotOf(ctx, b.catalog, server.version, s.Slot)
 		if err != nil || !x.there || x.plugin != plugin || x.database != server.database {
@@ -281,7 +280,7 @@ func (b *Backend) endSlot(ctx context.Context, server serverFacts, s driver.Chan
 				return err
 			}
 			// A session was faster to take it, or to drop it.
-		case ours(x):
+		case ours(x) && time.Since(began) < dropGrace:
 			if _, err := b.catalog(ctx, `SELECT pg_terminate_backend($1)`, []any{x.pid}, nil); err != nil {
 				return err
 			}
@@ -292,7 +291,7 @@ func (b *Backend) endSlot(ctx context.Context, server serverFacts, s driver.Chan
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
-			return fmt.Errorf("postgres: drop the slot %q, which the session %d has: %w", s.Slot, x.pid, ctx.Err())
+			return ctx.Err()
 		}
 	}
 }

@@ -145,11 +145,7 @@ func (r *tableReader) conditions() (list []string) {
 
 // statement is the SELECT of a chunk, without its parameters.
 func (r *tableReader) statement(key []publishedColumn, after bool, most int) string {
-	from := "ONLY " + quoteTable(r.name)
-	if r.table.parted {
-		from = quoteTable(r.name)
-	}
-	sql := "SELECT " + r.table.selected() + " FROM " + from
+	sql := "SELECT " + r.table.selected() + " FROM " + r.table.from()
 	where := r.conditions()
 	var names, params []string
 	for i, c := range key {
@@ -239,7 +235,8 @@ func keyParams(name driver.TableName, key []publishedColumn, after string) (para
 	return params, nil
 }
 
-// begin begins a transaction that has in it all that the stream has handed over.
+// begin begins a transaction that has in it all that the stream has handed over,
+// and sees the table's rows.
 //
 // The log has a commit before other sessions see it: the transaction stays in
 // progress for a moment, and with synchronous replication until the standbys
@@ -261,8 +258,13 @@ func (r *tableReader) begin(ctx context.Context, bounded bool) error {
 			return errors.New("postgres: there is no answer to pg_current_snapshot")
 		}
 		seen, err := parseXIDs(rows[0][0])
-		if err != nil || !r.hidden(seen) {
+		if err != nil {
 			return err
+		}
+		if !r.hidden(seen) {
+			if same, err := r.locked(ctx); same || err != nil {
+				return err
+			}
 		}
 		if _, err := simpleQuery(ctx, r.conn.PgConn(), "ROLLBACK"); err != nil {
 			return err
@@ -273,6 +275,18 @@ func (r *tableReader) begin(ctx context.Context, bounded bool) error {
 			return ctx.Err()
 		}
 	}
+}
+
+// locked takes the table's lock, and reports whether the rows lie where the
+// transaction expects them. An ALTER TABLE that it waited for may have written
+// all of them anew: a snapshot that was taken before sees none.
+func (r *tableReader) locked(ctx context.Context) (same bool, err error) {
+	if _, err := simpleQuery(ctx, r.conn.PgConn(), "SELECT FROM "+r.table.from()+" LIMIT 0"); err != nil {
+		return false, err
+	}
+	_, err = on(r.conn)(ctx, leavesOf+`SELECT coalesce(bool_and(pg_relation_filenode(oid) = relfilenode), true) FROM leaf`, []any{r.table.oid},
+		func(rows pgx.Rows) error { return rows.Scan(&same) })
+	return same, err
 }
 
 // An xidSnapshot tells which transactions a snapshot sees: those before next

@@ -274,6 +274,37 @@ func TestChunkHasWhatWasHandedOver(t *testing.T) {
 	}
 }
 
+// A transaction that began before ALTER TABLE wrote all rows anew does not see
+// them.
+func TestChunkHasTheRowsOfATableThatIsRewritten(t *testing.T) {
+	t.Parallel()
+	dsn := pgtest.DSN(t)
+	l := newLab(t, dsn)
+	l.exec(`CREATE TABLE a (id int PRIMARY KEY, n int) PARTITION BY RANGE (id)`, `CREATE TABLE a_1 PARTITION OF a FOR VALUES FROM (0) TO (5)`,
+		`CREATE TABLE a_2 PARTITION OF a FOR VALUES FROM (5) TO (10)`, `INSERT INTO a VALUES (1), (6)`)
+	s := l.setup("a")
+	l.prepare(s)
+	alter := beginWriting(t, dsn, `ALTER TABLE a ALTER n TYPE bigint`)
+	asked := 0
+	r := &tableReader{backend: l.Backend, setup: s, name: s.Tables[0], hidden: func(xidSnapshot) bool {
+		if asked++; asked == 1 { // the transaction has its snapshot, and goes on to wait for the lock
+			go func() {
+				l.until(`SELECT 'x' FROM pg_locks WHERE relation = 'a'::regclass AND NOT granted`)
+				if _, err := alter.Exec(context.Background(), "COMMIT"); err != nil {
+					t.Error(err)
+				}
+			}()
+		}
+		return false
+	}}
+	defer r.Close(t.Context())
+	got, _ := chunks(t, r, 10)
+	wantRows(t, got, `{"id":1} {"id":1,"n":null}`, `{"id":6} {"id":6,"n":null}`)
+	if asked != 2 {
+		t.Errorf("asked %d times", asked)
+	}
+}
+
 func TestTransactionsThatASnapshotDoesNotSee(t *testing.T) {
 	t.Parallel()
 	tests := map[string]struct {
