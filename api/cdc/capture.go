@@ -1,6 +1,7 @@
 package cdc
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"fmt"
@@ -286,11 +287,13 @@ func (f *Family) disable(c *gin.Context) {
 	var body struct {
 		Purge bool `json:"purge"`
 	}
-	if c.Request.ContentLength != 0 {
-		if err := envelope.Decode(c, &body); err != nil {
-			envelope.Fail(c, err)
-			return
-		}
+	raw, err := envelope.Body(c)
+	if err == nil && len(bytes.TrimSpace(raw)) > 0 {
+		err = athena.DecodeJSON(raw, &body, "")
+	}
+	if err != nil {
+		envelope.Fail(c, err)
+		return
 	}
 	client := f.client(c, settling)
 	if client == nil {

@@ -84,6 +84,7 @@ func (uncounted) Observe(context.Context, dispatch.Outcome) {}
 
 // Register adds the family's routes to r.
 func (f *Family) Register(r gin.IRouter) {
+	r = r.Group("", f.ready)
 	r.GET("/cdc", f.list)
 	r.GET("/cdc/:client", f.get)
 	r.POST("/cdc/:client/check", f.check)
@@ -103,6 +104,20 @@ func (f *Family) Register(r gin.IRouter) {
 	r.DELETE("/cdc/:client/subscriptions/:name", f.unsubscribe)
 	r.GET("/cdc/:client/subscriptions/:name/changes", f.pull)
 	r.POST("/cdc/:client/subscriptions/:name/ack", f.ack)
+}
+
+// readyWithin is how long a request waits for this process's copy of what is kept.
+const readyWithin = 5 * time.Second
+
+// ready waits until what is kept has been read: before that nothing can be said
+// not to be there.
+func (f *Family) ready(c *gin.Context) {
+	ctx, cancel := context.WithTimeout(c.Request.Context(), readyWithin)
+	defer cancel()
+	if err := f.cfg.Store.Ready(ctx); err != nil {
+		envelope.Fail(c, athena.Wrap(athena.CodeBusUnavailable, err, "what is kept of captures cannot be read yet").RetryIn(time.Second))
+		c.Abort()
+	}
 }
 
 // What the routes need. Those that touch no backend are open for a frozen client,
