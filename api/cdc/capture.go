@@ -327,6 +327,7 @@ type enabling struct {
 	Publication string                  `json:"publication"`
 	TakeOver    bool                    `json:"take_over"`
 	InsertsOnly bool                    `json:"inserts_only"`
+	LocalOnly   bool                    `json:"local_only"`
 	Snapshot    changefeed.SnapshotMode `json:"snapshot"`
 	OnError     changefeed.ErrorPolicy  `json:"on_error"`
 	OnLoss      changefeed.LossPolicy   `json:"on_loss"`
@@ -357,7 +358,7 @@ func decodeCapture(c *gin.Context) (changefeed.Capture, error) {
 	b.Tables = slices.Compact(b.Tables)
 	want := changefeed.Capture{
 		Client: c.Param("client"), Tables: b.Tables, Slot: b.Slot, Publication: b.Publication,
-		TakeOver: b.TakeOver, InsertsOnly: b.InsertsOnly, Snapshot: b.Snapshot, OnError: b.OnError, OnLoss: b.OnLoss,
+		TakeOver: b.TakeOver, InsertsOnly: b.InsertsOnly, LocalOnly: b.LocalOnly, Snapshot: b.Snapshot, OnError: b.OnError, OnLoss: b.OnLoss,
 		MaxAge: b.MaxAge, MaxBytes: b.MaxBytes, Pack: b.Pack, Purge: b.Purge,
 	}.WithDefaults()
 	refuse := func(field, format string, args ...any) (changefeed.Capture, error) {

@@ -149,8 +149,8 @@ func TestACaptureIsEnabledChangedAndEnded(t *testing.T) {
 		t.Errorf("it went from %d to %d", before.Revision, after.Revision)
 	}
 	// Another list of tables is put in its place.
-	a = w.do("POST", "/cdc/shop/enable", `{"tables":["public.orders"],"max_age":"1h","pack":1}`).Want(t, 202, "")
-	if got := decode[view](t, a).Capture; got.ID != c.ID || len(got.Tables) != 1 || got.Pack != 1 || got.MaxAge.Std() != time.Hour || !got.CreatedAt.Equal(c.CreatedAt) {
+	a = w.do("POST", "/cdc/shop/enable", `{"tables":["public.orders"],"max_age":"1h","pack":1,"local_only":true,"inserts_only":true}`).Want(t, 202, "")
+	if got := decode[view](t, a).Capture; !got.LocalOnly || !got.InsertsOnly || got.ID != c.ID || len(got.Tables) != 1 || got.Pack != 1 || got.MaxAge.Std() != time.Hour || !got.CreatedAt.Equal(c.CreatedAt) {
 		t.Errorf("got %+v", got)
 	}
 	for field, body := range map[string]string{
