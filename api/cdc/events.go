@@ -4,6 +4,7 @@ import (
 	"context"
 	"maps"
 	"net/http"
+	"time"
 
 	"github.com/gin-gonic/gin"
 
@@ -23,6 +24,7 @@ func (s *subscriber) events(c *gin.Context) {
 	c.Header("Content-Type", "text/event-stream; charset=utf-8")
 	c.Header("X-Accel-Buffering", "no") // nginx would hold events back
 	c.Status(http.StatusOK)
+	s.guard.onCut(func() { _ = http.NewResponseController(c.Writer).SetWriteDeadline(time.Now()) })
 	s.told = s.reader.Cursor()
 	e := &eventWriter{c: c}
 	if e.block(appendID([]byte("retry: 1000\n"), s.told)) == nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/gin-gonic/gin"
@@ -107,11 +108,18 @@ func (q *query) compile() (*changefeed.Filter, cdc.Envelope, error) {
 // have changed.
 type guard struct {
 	family  *Family
-	key     string // as it was presented
-	client  string
+	key     string        // as it was presented
+	client  string        // whose changes they are
 	changed chan struct{} // has an element if something may have
 	release func()
+
+	mu  sync.Mutex
+	cut func() // ends the connection; nil if it needs no end, or is given back
 }
+
+// grace is how long the handler has to see that something has changed. After
+// that it is held up by a reader who takes nothing.
+const grace = 500 * time.Millisecond
 
 // guard begins to watch. release must be called in the end.
 func (f *Family) guard(c *gin.Context) *guard {
@@ -119,18 +127,49 @@ func (f *Family) guard(c *gin.Context) *guard {
 	g := &guard{family: f, key: presented, client: c.Param("client"), changed: make(chan struct{}, 1)}
 	notice := func(mine string) func(string) {
 		return func(name string) {
-			if name == mine {
-				select {
-				case g.changed <- struct{}{}:
-				default:
-				}
+			if name != mine {
+				return
+			}
+			select {
+			case g.changed <- struct{}{}:
+				time.AfterFunc(grace, g.enforce)
+			default:
 			}
 		}
 	}
 	client := f.cfg.Clients.Subscribe(notice(g.client))
 	key := f.cfg.Keys.Subscribe(notice(auth.FromContext(c.Request.Context()).Key))
-	g.release = func() { client(); key() }
+	g.release = func() {
+		client()
+		key()
+		g.onCut(nil)
+	}
 	return g
+}
+
+// onCut says how the connection is ended by another goroutine.
+func (g *guard) onCut(cut func()) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.cut = cut
+}
+
+// enforce ends the connection of a reader who may have no more and whose handler
+// does not see it.
+func (g *guard) enforce() {
+	if len(g.changed) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), grace)
+	defer cancel()
+	if g.check(ctx) == nil {
+		return
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.cut != nil {
+		g.cut()
+	}
 }
 
 // check reports why the reader may no longer have changes, or nil.

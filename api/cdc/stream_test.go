@@ -331,6 +331,24 @@ func TestAReaderThatNeverTakesIsCutOff(t *testing.T) {
 	}
 }
 
+// TestAReaderThatNeverTakesIsCutOffWhenItsGroundsEnd: patience is far longer than
+// the test.
+func TestAReaderThatNeverTakesIsCutOffWhenItsGroundsEnd(t *testing.T) {
+	t.Parallel()
+	upgrade := []string{"Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="}
+	for kind, headers := range map[string][]string{"events": nil, "websocket": upgrade} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			w := start(t, func(c *cdc.Config) { c.Patience = time.Hour })
+			large(w.stream(), 120)
+			request(t, dial(t, w.URL), w.key, "/cdc/shop/stream?from=earliest", headers...)
+			time.Sleep(300 * time.Millisecond) // by now it is held up, most likely; if not, it ends sooner
+			lifecycle(athena.Frozen)(w, auth.Key{})
+			waitFor(t, "the request to be over", func() bool { return strings.Contains(w.Log.String(), "route=/cdc/:client/stream") })
+		})
+	}
+}
+
 func TestKeysOfBrowsers(t *testing.T) {
 	t.Parallel()
 	w := start(t, nil)

@@ -42,6 +42,7 @@ func (s *subscriber) webSocket(c *gin.Context, name string) {
 		return
 	}
 	defer func() { _ = conn.CloseNow() }()
+	s.guard.onCut(func() { _ = conn.CloseNow() })
 	ctx := conn.CloseRead(c.Request.Context()) // done when the peer has gone, or sends what he should not
 	k := &socket{c: c, conn: conn, cursors: name != "" && name != cdc.EnvelopeAthena, stall: 2 * s.cfg.Patience}
 	s.told = s.reader.Cursor()

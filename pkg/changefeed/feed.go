@@ -295,32 +295,50 @@ func (h *hub) broadcast() {
 // look asks for the stream's state and takes it over. The state is nil if there
 // is no stream; epoch is the hub's with it.
 func (h *hub) look(ctx context.Context) (info *jetstream.StreamInfo, epoch uint64, err error) {
-	h.mu.Lock()
-	last, want := h.last, h.want
-	h.mu.Unlock()
-	if info, err = h.feeds.store.streamInfo(ctx, h.client); err != nil {
-		return nil, 0, err
+	for {
+		h.mu.Lock()
+		known := h.position()
+		h.mu.Unlock()
+		if info, err = h.feeds.store.streamInfo(ctx, h.client); err != nil {
+			return nil, 0, err
+		}
+		if epoch, ok := h.adopt(info, known); ok {
+			return info, epoch, nil
+		}
 	}
+}
+
+// position is what a hub knows of its stream.
+type position struct{ epoch, last, want uint64 }
+
+func (h *hub) position() position { return position{h.epoch, h.last, h.want} }
+
+// adopt takes over the state that was asked for when the hub knew so much. It is
+// not ok if somebody else has seen another stream meanwhile: then nobody knows
+// which of the two is the newer one.
+func (h *hub) adopt(info *jetstream.StreamInfo, known position) (epoch uint64, ok bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	switch {
+	case h.epoch != known.epoch:
+		return 0, false
 	case info == nil && h.born.IsZero():
 	case info == nil:
 		h.lose(time.Time{}, 0)
 	case h.born.IsZero():
 		h.born, h.last, h.want = info.Created, info.State.LastSeq, info.State.LastSeq
 		h.broadcast()
-	case h.born != info.Created || info.State.LastSeq < last:
+	case h.born != info.Created || info.State.LastSeq < known.last:
 		h.lose(info.Created, info.State.LastSeq)
 	default:
-		if h.want == want { // no hint came meanwhile
+		if h.want == known.want { // no hint came meanwhile
 			h.want = max(h.last, info.State.LastSeq)
 		}
 		if h.want > h.last {
 			h.nudge()
 		}
 	}
-	return info, h.epoch, nil
+	return h.epoch, true
 }
 
 // lose takes note that the stream is not the one that it was. It is called under
