@@ -35,7 +35,7 @@ type scenario struct {
 }
 
 func scenarios() []scenario {
-	return slices.Concat(killed(), database(), network(), broker(), owners(), lost(), data(), idle())
+	return slices.Concat(killed(), database(), network(), broker(), owners(), lost(), data(), idle(), subscribers())
 }
 
 // short is the scenario that runs where nobody asks for more.

@@ -250,6 +250,9 @@ func (j *Judge) fetch(ctx context.Context, c *cdc.Change) error {
 // Arrived reports whether the change has.
 func (j *Judge) Arrived(t Token) bool { return j.arrived[t] > 0 }
 
+// Flush plays what has come so far.
+func (j *Judge) Flush(ctx context.Context) error { return j.replica.flush(ctx) }
+
 // Verdict ends the stream: it compares what arrived with the ledger, and the
 // tables of the replica with those of the source. It returns what is wrong with
 // the stream; nothing, if it told the truth.
