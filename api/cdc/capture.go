@@ -160,12 +160,16 @@ func (f *Family) check(c *gin.Context) {
 
 // ask takes the road to the client's backend.
 func (f *Family) ask(ctx context.Context, want changefeed.Capture, meta *envelope.Meta) (driver.ChangeCheck, error) {
+	setup := want.Setup()
+	if old, ok := f.cfg.Store.Capture(want.Client); ok && old.Slot == want.Slot {
+		setup.TakeOver = true // the slot is its own, also while nobody reads it
+	}
 	return dispatch.Do(ctx, f.cfg.Dispatcher, changing, want.Client,
 		func(ctx context.Context, call dispatch.Call, b driver.ChangeSource) (driver.ChangeCheck, error) {
 			*meta = envelope.Of(call.Client)
 			ctx, cancel := context.WithTimeout(ctx, call.Client.Limits.WithDefaults().StatementTimeout.Std())
 			defer cancel()
-			found, err := b.CheckChanges(ctx, want.Setup())
+			found, err := b.CheckChanges(ctx, setup)
 			found.Findings, found.Tables = some(found.Findings), some(found.Tables)
 			return found, err
 		})
