@@ -36,7 +36,7 @@ type Stream struct {
 // Make makes the stream of a client's changes, and gives positions behind lsn.
 func Make(t testing.TB, b *bus.Bus, client string, lsn uint64) *Stream {
 	t.Helper()
-	if _, err := b.JetStream().CreateStream(t.Context(), bus.CDCConfig(client, time.Hour, 1<<30, 1)); err != nil {
+	if _, err := b.JetStream().CreateStream(t.Context(), bus.CDCConfig(client, time.Hour, 1<<30, b.Replicas())); err != nil {
 		t.Fatalf("changefeedtest: %v", err)
 	}
 	return &Stream{
