@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/athena-pipelines/athena/pkg/athena"
 	"github.com/athena-pipelines/athena/pkg/cdc"
 	"github.com/athena-pipelines/athena/pkg/driver"
@@ -284,9 +286,9 @@ func TestChunkHasTheRowsOfATableThatIsRewritten(t *testing.T) {
 		`CREATE TABLE a_2 PARTITION OF a FOR VALUES FROM (5) TO (10)`, `INSERT INTO a VALUES (1), (6)`)
 	s := l.setup("a")
 	l.prepare(s)
-	alter := beginWriting(t, dsn, `ALTER TABLE a ALTER n TYPE bigint`)
+	var alter *pgx.Conn
 	asked := 0
-	r := &tableReader{backend: l.Backend, setup: s, name: s.Tables[0], hidden: func(xidSnapshot) bool {
+	r := l.reader(s, s.Tables[0], "", func(xidSnapshot) bool {
 		if asked++; asked == 1 { // the transaction has its snapshot, and goes on to wait for the lock
 			go func() {
 				l.until(`SELECT 'x' FROM pg_locks WHERE relation = 'a'::regclass AND NOT granted`)
@@ -296,8 +298,8 @@ func TestChunkHasTheRowsOfATableThatIsRewritten(t *testing.T) {
 			}()
 		}
 		return false
-	}}
-	defer r.Close(t.Context())
+	})
+	alter = beginWriting(t, dsn, `ALTER TABLE a ALTER n TYPE bigint`)
 	got, _ := chunks(t, r, 10)
 	wantRows(t, got, `{"id":1} {"id":1,"n":null}`, `{"id":6} {"id":6,"n":null}`)
 	if asked != 2 {
