@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -26,16 +27,24 @@ type largeValues struct {
 	store    jetstream.ObjectStore // made when it is needed
 }
 
-// shrink returns c with its largest values replaced by references, so that it
-// has at most so many bytes. The values are stored before it returns.
-func (l *largeValues) shrink(ctx context.Context, c *cdc.Change, most int) (*cdc.Change, error) {
+// shrink returns c with its largest values replaced by references, so that its
+// envelope has at least over bytes less. The values are stored before it returns.
+func (l *largeValues) shrink(ctx context.Context, c *cdc.Change, over int) (*cdc.Change, error) {
 	small := *c
-	over := len(c.Key) + len(c.Before) + len(c.After) - most + 4<<10 // the rest of the envelope
+	if len(small.Content) > 0 { // a logical message
+		raw, err := l.put(ctx, c.Pos, "content", small.Content)
+		if err != nil {
+			return nil, err
+		}
+		over -= base64.StdEncoding.EncodedLen(len(small.Content))
+		small.Content, small.After = nil, append(append([]byte(`{"content":`), raw...), '}')
+		over += len(small.After) + len(`,"after":`)
+	}
 	for _, part := range []struct {
 		name string
 		row  *json.RawMessage
 	}{{"after", &small.After}, {"before", &small.Before}} {
-		for over > 0 {
+		for over > 0 && c.Op != cdc.Message {
 			row, saved, err := l.replaceLargest(ctx, c.Pos, part.name, *part.row)
 			if err != nil {
 				return nil, err
@@ -46,14 +55,6 @@ func (l *largeValues) shrink(ctx context.Context, c *cdc.Change, most int) (*cdc
 			*part.row = row
 			over -= saved
 		}
-	}
-	if over > 0 && len(small.Content) > 0 { // a logical message
-		raw, err := l.put(ctx, c.Pos, "content", small.Content)
-		if err != nil {
-			return nil, err
-		}
-		over -= len(small.Content)
-		small.Content, small.After = nil, append(append([]byte(`{"content":`), raw...), '}')
 	}
 	if over > 0 {
 		return nil, fmt.Errorf("capture: the change at %s of %s.%s has more columns than one message holds", c.Pos, c.Schema, c.Table)

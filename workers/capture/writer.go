@@ -165,7 +165,9 @@ func (w *writer) Note(ctx context.Context, prefix string, content []byte) error 
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.reads++
-	return w.append(ctx, &cdc.Change{Pos: w.base.Read(w.reads), Op: cdc.Message, Prefix: prefix, Content: content})
+	err := w.append(ctx, &cdc.Change{Pos: w.base.Read(w.reads), Op: cdc.Message, Prefix: prefix, Content: content})
+	w.poke() // nothing may follow for long
+	return err
 }
 
 // Progress stores how far a snapshot is, behind the rows that it speaks of.
@@ -222,8 +224,8 @@ func (w *writer) append(ctx context.Context, c *cdc.Change) error {
 	}
 	at := len(m.data)
 	m.data = w.enc.Append(m.data, c)
-	if len(m.data)-at > w.most {
-		smaller, err := w.large.shrink(ctx, c, w.most)
+	if over := len(m.data) - at - w.most; over > 0 {
+		smaller, err := w.large.shrink(ctx, c, over)
 		if err != nil {
 			return w.fail(err)
 		}
@@ -249,7 +251,7 @@ func (w *writer) append(ctx context.Context, c *cdc.Change) error {
 	if c.Op == cdc.Schema {
 		m.schema = &changefeed.TableVersion{Table: driver.TableName{Schema: c.Schema, Table: c.Table}, Version: c.SchemaVersion, Columns: c.Columns}
 	}
-	w.whole = c.Tx == nil
+	w.whole = !w.inTx // else the commit's mark must go with it
 	w.waiting += len(m.data) - before
 	return w.hold(ctx)
 }
@@ -284,7 +286,7 @@ func (w *writer) hold(ctx context.Context) error {
 		return w.err
 	}
 	w.poke()
-	stop := context.AfterFunc(ctx, w.room.Broadcast)
+	stop := context.AfterFunc(ctx, w.rouse)
 	defer stop()
 	for w.waiting > queueBytes && w.err == nil && ctx.Err() == nil {
 		w.room.Wait()
@@ -301,7 +303,7 @@ func (w *writer) Flush(ctx context.Context) error {
 	defer w.mu.Unlock()
 	w.seal()
 	w.poke()
-	stop := context.AfterFunc(ctx, w.room.Broadcast)
+	stop := context.AfterFunc(ctx, w.rouse)
 	defer stop()
 	for (w.waiting > 0 || w.busy > 0) && w.err == nil && ctx.Err() == nil {
 		w.room.Wait()
@@ -310,6 +312,13 @@ func (w *writer) Flush(ctx context.Context) error {
 		return w.err
 	}
 	return ctx.Err()
+}
+
+// rouse wakes all that wait for room. The lock has none of them miss it.
+func (w *writer) rouse() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.room.Broadcast()
 }
 
 func (w *writer) poke() {

@@ -337,3 +337,87 @@ func TestWriterKeepsLargeValuesBesideTheStream(t *testing.T) {
 		t.Errorf("%+v stands for %d bytes, want %d", ref, len(got), len(large))
 	}
 }
+
+// The content of a logical message may be as large as a value.
+func TestWriterKeepsLargeContentBesideTheStream(t *testing.T) {
+	t.Parallel()
+	b := bustest.Start(t)
+	c := changefeed.Capture{Client: "shop"}.WithDefaults()
+	r := newWriterRig(t, b, c, 1<<20, "")
+	defer r.stop()
+	ctx := t.Context()
+	content := bytes.Repeat([]byte("m"), 900<<10) // too large in base64 alone
+	if err := r.w.Change(ctx, &cdc.Change{Pos: "0000000000000010.00000000", Op: cdc.Message, Prefix: "app", Content: content}); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.w.Commit(ctx, "10"); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.w.Flush(ctx); err != nil {
+		t.Fatal(err)
+	}
+	msgs := r.messages(t)
+	if len(msgs) != 1 || len(msgs[0].Data) > 1<<20 {
+		t.Fatalf("there are %d messages", len(msgs))
+	}
+	var change cdc.Change
+	if err := cdc.Decode(msgs[0].Data, &change); err != nil {
+		t.Fatal(err)
+	}
+	var after struct {
+		Content struct {
+			Ref string `json:"$ref"`
+		} `json:"content"`
+	}
+	if err := json.Unmarshal(change.After, &after); err != nil {
+		t.Fatal(err)
+	}
+	store, err := b.JetStream().ObjectStore(ctx, bus.CDCObjects("shop"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := store.GetBytes(ctx, after.Content.Ref); err != nil || !bytes.Equal(got, content) {
+		t.Errorf("%d bytes are stored, want %d, %v", len(got), len(content), err)
+	}
+}
+
+// A message outside of transactions is stored with its mark, however the two come
+// to the writer: without it the source would keep its log until the next change.
+func TestWriterStoresTheMarkOfAMessageOutsideOfTransactions(t *testing.T) {
+	t.Parallel()
+	b := bustest.Start(t)
+	c := changefeed.Capture{Client: "shop"}.WithDefaults()
+	r := newWriterRig(t, b, c, 1<<20, "")
+	defer r.stop()
+	ctx := t.Context()
+	if err := r.w.Change(ctx, &cdc.Change{Pos: "0000000000000010.00000000", Op: cdc.Message, Prefix: "app"}); err != nil {
+		t.Fatal(err)
+	}
+	r.w.poke() // as by a group that is answered in between
+	time.Sleep(50 * time.Millisecond)
+	if err := r.w.Commit(ctx, "10"); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.w.Flush(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(r.groups); n == 0 || r.groups[n-1].mark != "10" {
+		t.Errorf("the mark was not stored: %+v", r.groups)
+	}
+}
+
+// What readers are told is stored though nothing follows.
+func TestWriterStoresANote(t *testing.T) {
+	t.Parallel()
+	b := bustest.Start(t)
+	r := newWriterRig(t, b, changefeed.Capture{Client: "shop"}.WithDefaults(), 1<<20, "0000000000000010.00000000")
+	defer r.stop()
+	if err := r.w.Note(t.Context(), "athena.begin", []byte("{}")); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(10 * time.Second); len(r.messages(t)) == 0; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the note is not stored")
+		}
+	}
+}
