@@ -19,8 +19,12 @@ import (
 	"github.com/jackc/pgx/v5/pgproto3"
 )
 
-// replicationName is the application_name of our replication connections.
-func replicationName(client string) string { return "athena-cdc-" + client }
+// replicationName is the application_name of our replication connections, as the
+// server shows it: it cuts longer ones.
+func replicationName(client string) string {
+	name := "athena-cdc-" + client
+	return name[:min(len(name), maxName)]
+}
 
 // connectReplication makes a connection that understands replication commands
 // and SQL.

@@ -202,6 +202,7 @@ func TestDropEndsOurSessionAndNoOther(t *testing.T) {
 	l := newLab(t, pgtest.DSN(t))
 	l.exec(`CREATE TABLE a (id int PRIMARY KEY)`)
 	s := l.setup("a")
+	s.Client += strings.Repeat("x", 50) // its session has a name that the server cuts
 	l.prepare(s)
 	stream := func(client string) *logConn {
 		conn, err := l.connectReplication(t.Context(), client)
