@@ -44,10 +44,14 @@ type Appended struct {
 	err     error // set before done is closed
 }
 
-// atomicLeast is from how many messages on a group is sent as an atomic batch,
-// which is synced once. A batch costs the server a file of its own, a message by
-// itself a sync.
-const atomicLeast = 12
+// A group is sent as an atomic batch, which is synced once, if it has at least
+// atomicLeast messages of less than atomicSize bytes each, on average. A batch
+// costs the server a file of its own, into which it writes everything once more;
+// a message by itself costs a sync. See BenchmarkAppend.
+const (
+	atomicLeast = 12
+	atomicSize  = 16 << 10
+)
 
 // NewAppender returns an appender behind the message with the sequence last.
 func NewAppender(nc *nats.Conn, stream string, last uint64) (*Appender, error) {
@@ -74,7 +78,11 @@ func (a *Appender) Append(msgs []*nats.Msg) (*Appended, error) {
 		return nil, a.fail(unread(a.stream, nats.ErrDisconnected))
 	}
 	g := &Appended{Last: a.last + uint64(len(msgs)), missing: len(msgs), done: make(chan struct{})}
-	atomic := len(msgs) >= atomicLeast
+	size := 0
+	for _, m := range msgs {
+		size += len(m.Data)
+	}
+	atomic := len(msgs) >= atomicLeast && size < len(msgs)*atomicSize
 	if atomic {
 		g.missing = 1
 	}
