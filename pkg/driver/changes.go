@@ -276,7 +276,8 @@ type TableReader interface {
 	// the beginning. It returns the key of the last row, empty if there are no
 	// further rows. A table without a key is read in one chunk. The JSON objects
 	// are valid during the call of row only; key is nil if the table has none.
-	// After an error the same chunk can be asked for again.
+	// After an error the same chunk can be asked for again; after ErrTableChanged
+	// Columns first.
 	Next(ctx context.Context, after string, most int, row func(key, after []byte) error) (next string, err error)
 	// Total estimates how many rows there are.
 	Total(ctx context.Context) (int64, error)
@@ -286,6 +287,10 @@ type TableReader interface {
 // ErrSpillFull is in the chain of the error with which a stream ends that has no
 // room for a transaction which is not yet committed.
 var ErrSpillFull = errors.New("driver: there is no room for the open transactions")
+
+// ErrTableChanged is in the chain of Next's error where the table no longer has
+// the columns that were told.
+var ErrTableChanged = errors.New("driver: the columns of the table have changed")
 
 // SourceLost says that a stream cannot go on from where it was: changes may be
 // missing.

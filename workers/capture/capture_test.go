@@ -15,6 +15,7 @@ import (
 
 	"filippo.io/age"
 	"github.com/jackc/pgx/v5"
+	"github.com/nats-io/nats.go"
 
 	"github.com/athena-pipelines/athena/pkg/athena"
 	"github.com/athena-pipelines/athena/pkg/bus"
@@ -352,6 +353,68 @@ func TestAdHocSnapshotWhileWriting(t *testing.T) {
 	}
 	if p := progress["c"]; p.State != "failed" || !strings.Contains(p.Error, "nonsense") {
 		t.Errorf("snapshot c: %+v", p)
+	}
+}
+
+// A table that cannot be read fails its snapshot, and does not keep the others
+// from being read; neither does a key that becomes another one in between.
+func TestSnapshotOfATableThatIsGone(t *testing.T) {
+	t.Parallel()
+	d := deploy(t, `CREATE TABLE t (id int PRIMARY KEY, v text, w int NOT NULL DEFAULT 0); INSERT INTO t SELECT g, 'old' FROM generate_series(1, 12000) g`)
+	d.enable(func(c *changefeed.Capture) { c.Snapshot = changefeed.SnapshotNone }, "t")
+	request := changefeed.SnapshotRequest{ID: "x", Client: d.client, At: time.Now()}
+	for _, name := range []string{"gone", "t"} {
+		request.Tables = append(request.Tables, driver.SnapshotTable{Table: driver.TableName{Schema: "public", Table: name}})
+	}
+	stop := d.work()
+	d.awaitState(changefeed.Streaming)
+	if err := d.store.PutSnapshot(t.Context(), request); err != nil {
+		t.Fatal(err)
+	}
+	var p changefeed.SnapshotProgress
+	d.await("the end of the snapshot", func() bool {
+		all, err := d.store.Progress(t.Context(), d.client)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p = all["x"]
+		return p.State == "failed"
+	})
+	if !strings.Contains(p.Error, "public.gone") || p.Tables[0].Done || !p.Tables[1].Done || p.Tables[1].Rows != 12000 {
+		t.Errorf("the snapshot is %+v", p)
+	}
+
+	// As a session that ended in its midst would have left it.
+	stop()
+	request.ID, request.Tables = "y", request.Tables[1:]
+	if err := d.store.PutSnapshot(t.Context(), request); err != nil {
+		t.Fatal(err)
+	}
+	p.ID, p.State, p.Error, p.Tables = "y", "running", "", p.Tables[1:]
+	p.Tables[0].Done, p.Tables[0].After = false, `{"key":["id 23 "],"values":["5000"]}`
+	body, err := json.Marshal(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	last := d.read()
+	msg := nats.NewMsg(bus.CDCSnapshot(d.client, "y"))
+	msg.Data = body
+	msg.Header.Set(changefeed.HeaderPos, string(last[len(last)-1].Pos))
+	if _, err := d.bus.JetStream().PublishMsg(t.Context(), msg); err != nil {
+		t.Fatal(err)
+	}
+	d.exec("ALTER TABLE t DROP CONSTRAINT t_pkey, ADD PRIMARY KEY (w, id)")
+	d.work()
+	d.await("the end of the other snapshot", func() bool {
+		all, err := d.store.Progress(t.Context(), d.client)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p = all["y"]
+		return p.State == "done"
+	})
+	if p.Tables[0].Rows != 12000 {
+		t.Errorf("the snapshot is %+v", p)
 	}
 }
 

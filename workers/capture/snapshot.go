@@ -1,6 +1,7 @@
 package capture
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"sync"
@@ -23,6 +24,9 @@ const (
 	// chunkRows is how many rows of an ad-hoc snapshot are read while the stream
 	// is held.
 	chunkRows = 5000
+	// progressEvery is how often it is stored how far a snapshot is: each time it
+	// tells of all its tables.
+	progressEvery = time.Second
 )
 
 // initialID is the id of the first snapshot of a capture.
@@ -57,7 +61,7 @@ func (s *session) firstSnapshot(ctx context.Context, snapshot driver.ChangeSnaps
 			rest.Tables = append(rest.Tables, driver.SnapshotTable{Table: t})
 		}
 	}
-	s.snapshots.rest = &rest
+	s.snapshots.rest.Store(&rest)
 	return nil
 }
 
@@ -86,10 +90,15 @@ func (s *session) readAll(ctx context.Context, snapshot driver.ChangeSnapshot) e
 	}
 	rows := make([]atomic.Int64, len(p.Tables))
 	var mu sync.Mutex
+	var told time.Time
 	tell := func(update func()) error {
 		mu.Lock()
 		defer mu.Unlock()
 		update()
+		if p.State == "running" && time.Since(told) < progressEvery {
+			return nil
+		}
+		told = time.Now()
 		for i := range p.Tables {
 			p.Tables[i].Rows = rows[i].Load()
 		}
@@ -141,7 +150,7 @@ func (s *session) readAll(ctx context.Context, snapshot driver.ChangeSnapshot) e
 
 // snapshots are those that are read beside the stream, one after the other.
 type snapshots struct {
-	rest    *changefeed.SnapshotRequest // of the first snapshot
+	rest    atomic.Pointer[changefeed.SnapshotRequest] // of the first snapshot; nil if there is none
 	current *adhoc
 	due     atomic.Bool // Pause has something to do
 }
@@ -150,9 +159,9 @@ type snapshots struct {
 type adhoc struct {
 	changefeed.SnapshotRequest
 	progress changefeed.SnapshotProgress
-	table    int // index of the one that is read
+	told     time.Time // when progress was stored
+	table    int       // index of the one that is read
 	reader   driver.TableReader
-	version  int
 }
 
 func (a *adhoc) close() {
@@ -162,6 +171,28 @@ func (a *adhoc) close() {
 		_ = a.reader.Close(ctx)
 		a.reader = nil
 	}
+}
+
+// fail gives up the table that is read where the request is at fault, a where or
+// a table that is gone: its other tables are read, and the stream goes on. Any
+// other error it returns.
+func (a *adhoc) fail(err *athena.Error) (done bool, _ error) {
+	t := &a.progress.Tables[a.table]
+	switch err.Code {
+	case athena.CodeConflict: // it has another key now
+		if t.After == "" {
+			return false, err
+		}
+		t.After, t.Rows = "", 0
+		return false, nil
+	case athena.CodeQueryFailed, athena.CodeInvalidRequest, athena.CodeNotFound, athena.CodeTimeout:
+	default:
+		return false, err
+	}
+	a.progress.Error = cmp.Or(a.progress.Error, t.Table.String()+": "+err.Message)
+	a.close()
+	a.table++
+	return a.table == len(a.progress.Tables), nil
 }
 
 func (n *snapshots) stop() {
@@ -174,13 +205,12 @@ func (s *session) tend(ctx context.Context, stream driver.ChangeStream) {
 	tick := time.NewTicker(500 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		if s.snapshots.rest != nil || len(s.store.SnapshotRequests(s.capture.Client)) > 0 {
+		if s.snapshots.rest.Load() != nil || len(s.store.SnapshotRequests(s.capture.Client)) > 0 {
 			s.snapshots.due.Store(true)
 			stream.Interrupt()
 		}
 		select {
 		case <-tick.C:
-		case <-s.nudge:
 		case <-ctx.Done():
 			return
 		}
@@ -209,17 +239,14 @@ func (s *session) Pause(ctx context.Context) error {
 	}
 	done, err := s.chunk(ctx, a)
 	if err != nil {
-		own := athena.AsError(dispatch.Normalize(s.backend, err))
-		switch own.Code {
-		case athena.CodeQueryFailed, athena.CodeInvalidRequest, athena.CodeNotFound, athena.CodeTimeout:
-		default:
+		if done, err = a.fail(athena.AsError(dispatch.Normalize(s.backend, err))); err != nil {
 			return err
 		}
-		// The request is at fault, a where or a table that is gone; the stream
-		// goes on without it.
-		a.progress.State, a.progress.Error = "failed", own.Message
-		done = true
-	} else if done {
+	}
+	switch {
+	case done && a.progress.Error != "":
+		a.progress.State = "failed"
+	case done:
 		a.progress.State = "done"
 	}
 	if err := s.tellProgress(ctx, a); err != nil {
@@ -236,7 +263,7 @@ func (s *session) Pause(ctx context.Context) error {
 		return err
 	}
 	if a.Initial {
-		n.rest = nil
+		n.rest.Store(nil)
 		return nil
 	}
 	// It is done as the stream says, so that a request that stays here is not
@@ -247,8 +274,14 @@ func (s *session) Pause(ctx context.Context) error {
 	return nil
 }
 
+// tellProgress says how far a snapshot is. What it leaves out while the snapshot
+// runs is read again after a crash.
 func (s *session) tellProgress(ctx context.Context, a *adhoc) error {
-	a.progress.At = time.Now().UTC()
+	if a.progress.State == "running" && time.Since(a.told) < progressEvery {
+		return nil
+	}
+	a.told = time.Now()
+	a.progress.At = a.told.UTC()
 	s.status.snapshot(a.progress)
 	return s.Progress(ctx, a.progress)
 }
@@ -274,8 +307,8 @@ func (s *session) nextSnapshot(ctx context.Context) (*adhoc, error) {
 		return nil, err
 	}
 	requests := s.store.SnapshotRequests(s.capture.Client)
-	if s.snapshots.rest != nil {
-		requests = append([]changefeed.SnapshotRequest{*s.snapshots.rest}, requests...)
+	if rest := s.snapshots.rest.Load(); rest != nil {
+		requests = append([]changefeed.SnapshotRequest{*rest}, requests...)
 	}
 	for _, r := range requests {
 		p, known := progress[r.ID]
@@ -338,6 +371,9 @@ func (s *session) chunk(ctx context.Context, a *adhoc) (done bool, err error) {
 		t.Rows++
 		return s.Row(ctx, t.Table, version, key, after)
 	})
+	if errors.Is(err, driver.ErrTableChanged) {
+		return false, nil // the next chunk begins with what they are now
+	}
 	if err != nil {
 		return false, err
 	}

@@ -321,4 +321,3 @@ func TestChangesOfEveryKind(t *testing.T) {
 		`insert orders key={"id":9} after={"id":9,"status":"end","big":null} n=1`,
 	)
 }
-

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -26,6 +27,7 @@ type tableReader struct {
 	name    driver.TableName
 	where   string
 	hidden  func(xidSnapshot) bool
+	timeout time.Duration // of one chunk, for which the stream is held
 
 	conn    *pgx.Conn // nil until it is needed, and after a failure
 	version int
@@ -33,8 +35,8 @@ type tableReader struct {
 	buf     []byte
 }
 
-// chunkTimeout bounds the reading of one chunk, for which the stream is held. A
-// table without a key is one chunk, and takes what it takes.
+// chunkTimeout bounds the reading of one chunk. A table without a key is one
+// chunk, and takes what it takes.
 const chunkTimeout = 5 * time.Minute
 
 // newTableReader opens a reader of t. hidden reports whether the stream has
@@ -43,7 +45,7 @@ func (b *Backend) newTableReader(ctx context.Context, s driver.ChangeSetup, t dr
 	if err := checkCondition(t.Where); err != nil {
 		return nil, err
 	}
-	r := &tableReader{backend: b, setup: s, name: t.Table, where: strings.TrimSpace(t.Where), hidden: hidden}
+	r := &tableReader{backend: b, setup: s, name: t.Table, where: strings.TrimSpace(t.Where), hidden: hidden, timeout: chunkTimeout}
 	if _, err := r.Total(ctx); err != nil { // which has the server parse the condition
 		r.Close(ctx)
 		return nil, err
@@ -118,6 +120,8 @@ func (r *tableReader) broken(ctx context.Context, err error) error {
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
+	case errors.As(err, &e) && e.Code == queryCanceled:
+		return athena.Wrap(athena.CodeTimeout, err, "to read a chunk of %s took longer than %s; leave where out, or give it an index", r.name, r.timeout).At("where")
 	case errors.As(err, &e) && r.where != "" && (strings.HasPrefix(e.Code, "42") || strings.HasPrefix(e.Code, "22")):
 		return athena.Wrap(athena.CodeInvalidRequest, err, "where cannot be used: %s", clip(e.Message)).At("where").With("sqlstate", e.Code)
 	}
@@ -215,21 +219,34 @@ func (r *tableReader) next(ctx context.Context, after string, most int, row func
 	if len(key) == 0 || most <= 0 || n < most {
 		return "", nil
 	}
-	text, err := json.Marshal(last)
+	text, err := json.Marshal(rowKey{keyNames(key), last})
 	return string(text), err
 }
 
-// keyParams reads what Next gave as the key of its last row: a JSON array of the
-// values' texts.
+// A rowKey says behind which row a chunk begins, and by which key that is meant.
+type rowKey struct {
+	Key    []string `json:"key"`
+	Values []string `json:"values"` // their texts
+}
+
+func keyNames(key []publishedColumn) []string {
+	names := make([]string, len(key))
+	for i, c := range key {
+		names[i] = fmt.Sprintf("%s %d %s", c.name, c.oid, c.collation)
+	}
+	return names
+}
+
+// keyParams reads what Next gave as the key of its last row.
 func keyParams(name driver.TableName, key []publishedColumn, after string) (params [][]byte, err error) {
 	if after == "" {
 		return nil, nil
 	}
-	var texts []string
-	if err := json.Unmarshal([]byte(after), &texts); err != nil || len(texts) != len(key) {
+	var k rowKey
+	if err := json.Unmarshal([]byte(after), &k); err != nil || !slices.Equal(k.Key, keyNames(key)) || len(k.Values) != len(key) {
 		return nil, athena.Errorf(athena.CodeConflict, "the key of %s is not the one by which its snapshot was read so far; start the snapshot again", name).At("table")
 	}
-	for _, t := range texts {
+	for _, t := range k.Values {
 		params = append(params, []byte(t))
 	}
 	return params, nil
@@ -246,11 +263,11 @@ func keyParams(name driver.TableName, key []publishedColumn, after string) (para
 func (r *tableReader) begin(ctx context.Context, bounded bool) error {
 	timeout := "0"
 	if bounded {
-		timeout = milliseconds(chunkTimeout)
+		timeout = milliseconds(r.timeout)
 	}
 	for wait := time.Millisecond; ; wait = min(2*wait, time.Second) {
 		rows, err := simpleQuery(ctx, r.conn.PgConn(), `BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL row_security = off;
-			SET LOCAL idle_in_transaction_session_timeout = 0; SET LOCAL statement_timeout = `+timeout+`; SELECT pg_catalog.pg_current_snapshot()::text`)
+			SET LOCAL idle_in_transaction_session_timeout = 0; SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = `+timeout+`; SELECT pg_catalog.pg_current_snapshot()::text`)
 		if err != nil {
 			return err
 		}
@@ -284,9 +301,19 @@ func (r *tableReader) locked(ctx context.Context) (same bool, err error) {
 	if _, err := simpleQuery(ctx, r.conn.PgConn(), "SELECT FROM "+r.table.from()+" LIMIT 0"); err != nil {
 		return false, err
 	}
-	_, err = on(r.conn)(ctx, leavesOf+`SELECT coalesce(bool_and(pg_relation_filenode(oid) = relfilenode), true) FROM leaf`, []any{r.table.oid},
-		func(rows pgx.Rows) error { return rows.Scan(&same) })
-	return same, err
+	if _, err := on(r.conn)(ctx, leavesOf+`SELECT coalesce(bool_and(pg_relation_filenode(oid) = relfilenode), true) FROM leaf`, []any{r.table.oid},
+		func(rows pgx.Rows) error { return rows.Scan(&same) }); err != nil || !same {
+		return false, err
+	}
+	told := r.table
+	r.table = nil
+	if err := r.ready(ctx); err != nil {
+		return false, err
+	}
+	if r.table.oid != told.oid || !slices.Equal(r.table.columns, told.columns) {
+		return false, driver.ErrTableChanged
+	}
+	return true, nil
 }
 
 // An xidSnapshot tells which transactions a snapshot sees: those before next

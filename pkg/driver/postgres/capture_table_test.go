@@ -299,12 +299,57 @@ func TestChunkHasTheRowsOfATableThatIsRewritten(t *testing.T) {
 		}
 		return false
 	})
-	alter = beginWriting(t, dsn, `ALTER TABLE a ALTER n TYPE bigint`)
+	alter = beginWriting(t, dsn, `ALTER TABLE a ALTER n TYPE int USING n + 1`)
 	got, _ := chunks(t, r, 10)
 	wantRows(t, got, `{"id":1} {"id":1,"n":null}`, `{"id":6} {"id":6,"n":null}`)
 	if asked != 2 {
 		t.Errorf("asked %d times", asked)
 	}
+}
+
+// Rows are never given under columns that were described before the table was
+// altered.
+func TestChunkOfATableThatHasOtherColumnsNow(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, pgtest.DSN(t))
+	l.exec(`CREATE TABLE a (id int PRIMARY KEY, v int)`, `INSERT INTO a VALUES (1, 2)`)
+	s := l.setup("a")
+	l.prepare(s)
+	r := l.reader(s, s.Tables[0], "", nothingRecent)
+	if _, err := r.Columns(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, ddl := range []string{`ALTER TABLE a ALTER v TYPE text USING 'two'`, `ALTER TABLE a RENAME v TO w`, `ALTER TABLE a DROP w`} {
+		l.exec(ddl)
+		if _, err := r.Next(t.Context(), "", 10, nil); !errors.Is(err, driver.ErrTableChanged) {
+			t.Errorf("after %s the error is %v", ddl, err)
+		}
+		columns, err := r.Columns(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := r.Next(t.Context(), "", 10, func(_, after []byte) error {
+			if !strings.Contains(string(after), `"`+columns[len(columns)-1].Name+`":`) {
+				t.Errorf("%s has not the columns %v", after, columns)
+			}
+			return nil
+		}); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// A chunk that takes too long fails its table: the stream is held for it.
+func TestChunkThatTakesTooLong(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, pgtest.DSN(t))
+	l.exec(`CREATE TABLE a (id int PRIMARY KEY)`, `INSERT INTO a VALUES (1)`)
+	s := l.setup("a")
+	l.prepare(s)
+	r := l.reader(s, s.Tables[0], "pg_sleep(10) IS NULL", nothingRecent)
+	r.timeout = 50 * time.Millisecond
+	_, err := r.Next(t.Context(), "", 10, nil)
+	wantCode(t, err, athena.CodeTimeout, "public.a")
 }
 
 func TestTransactionsThatASnapshotDoesNotSee(t *testing.T) {
