@@ -13,6 +13,7 @@ import (
 	"github.com/athena-pipelines/athena/api/envelope"
 	"github.com/athena-pipelines/athena/api/params"
 	"github.com/athena-pipelines/athena/pkg/athena"
+	"github.com/athena-pipelines/athena/pkg/auth"
 	"github.com/athena-pipelines/athena/pkg/changefeed"
 	"github.com/athena-pipelines/athena/pkg/driver"
 )
@@ -42,6 +43,10 @@ func (f *Family) addSnapshot(c *gin.Context) {
 		err = athena.Errorf(athena.CodeInvalidRequest, "tables is missing; name at least one that is captured, such as public.orders").At("tables")
 	case len(body.Where) > 16<<10:
 		err = athena.Errorf(athena.CodeInvalidRequest, "where has %d bytes; the most is %d", len(body.Where), 16<<10).At("where")
+	}
+	if err == nil && body.Where != "" {
+		// A condition may ask any table that the client's role can read.
+		err = auth.FromContext(c.Request.Context()).Authorize(auth.Query, auth.Read, c.Param("client"))
 	}
 	if err != nil {
 		envelope.Fail(c, err)
