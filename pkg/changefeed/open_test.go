@@ -224,6 +224,27 @@ func TestAStreamThatIsRemovedOrMadeAnewIsAnError(t *testing.T) {
 	}
 }
 
+// TestACursorOfAStreamThatIsGoneIsSeenInANewOne: as long as the new one is empty
+// nobody can tell; its first message does.
+func TestACursorOfAStreamThatIsGoneIsSeenInANewOne(t *testing.T) {
+	t.Parallel()
+	w := start(t)
+	s := changefeedtest.Make(t, w.bus, "shop", 2000)
+	old, begun := w.open("shop", "00000000000003F8.00000001", nil), w.open("shop", "00000000000007D0.00000000", nil)
+	first := w.open("shop", "0", nil)
+	c := s.Insert("orders", 1, "")
+	for _, r := range []*changefeed.Reader{begun, first} {
+		if got := next(t, r, 1); got[0] != c.Pos {
+			t.Errorf("got %v", got)
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if b, err := old.Next(ctx); code(err) != athena.CodeCursorExpired || len(b.Lines) > 0 {
+		t.Errorf("a cursor from before: %v, %v", b, err)
+	}
+}
+
 func TestAReaderSeesWhatNoHintTellsOf(t *testing.T) {
 	t.Parallel()
 	w := start(t)
