@@ -123,7 +123,7 @@ type ChangeStart struct {
 // ChangeConfig says how to open a stream of changes.
 type ChangeConfig struct {
 	ChangeSetup
-	// Source is what ChangeStart told.
+	// Source is what ChangeStart told, or the last stream's Source.
 	Source string
 	// After is the last position that is stored; what is up to it is skipped.
 	// Empty is nothing stored.
@@ -134,7 +134,8 @@ type ChangeConfig struct {
 	Confirmed string
 	// Confirming, if set, is called before a mark beyond those of stored
 	// transactions is confirmed, as happens in idle times, and must store it.
-	// It is called every few seconds at most.
+	// Of the others it is told now and then, and in the end, so that they
+	// outlast the stream that they stand in. It is called every second or so.
 	Confirming func(ctx context.Context, mark string) error
 	// Version numbers the column set of a table, as the stream that is written
 	// has it; fresh says that the set is not the one that the stream had last,
@@ -163,6 +164,9 @@ type ChangeStream interface {
 	// Confirm tells the engine that everything up to the mark of a Commit is
 	// stored, so that it need not keep it. It never goes back.
 	Confirm(mark string)
+	// Source says what database is read, and in which history: that of
+	// ChangeConfig, or what has become of it by a failover.
+	Source() string
 	// Lag says how far the stream is behind.
 	Lag() ChangeLag
 	// Interrupt has Run call the sink's Pause soon, also while nothing comes.

@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -116,10 +117,13 @@ func (d *decoder) message(ctx context.Context, msg []byte) error {
 		if err := check(&sc, "a commit prepared"); err != nil {
 			return err
 		}
-		if d.stream.spool.open[xid] == nil {
+		t := d.stream.spool.open[xid]
+		if t == nil {
 			return fmt.Errorf("%w: COMMIT PREPARED of transaction %d, which was not sent", errMalformed, xid)
 		}
+		prepared := t.began
 		err := d.replay(ctx, xid, lsn, end, at)
+		d.stream.decide(prepared, end)
 		d.stream.setFloor()
 		return err
 	case msgRollbackPrep:
@@ -276,20 +280,22 @@ func (d *decoder) position(n uint64) cdc.Position {
 // next counts a change and returns its position, or false if it is to be left
 // out: since it is stored, or not wanted. Changes that are left out count too,
 // or a replay would number the others differently.
-func (d *decoder) next() (cdc.Position, bool) {
-	d.tx.n++
-	if d.tx.remote {
-		return "", false
+func (d *decoder) next() (pos cdc.Position, wanted bool, err error) {
+	if d.tx.n++; d.tx.n > math.MaxUint32 {
+		return "", false, fmt.Errorf("postgres: transaction %d has more changes than positions can tell apart", d.tx.xid)
 	}
-	pos := d.position(d.tx.n)
+	if d.tx.remote {
+		return "", false, nil
+	}
+	pos = d.position(d.tx.n)
 	if d.after != "" {
 		if pos <= d.after {
-			return "", false
+			return "", false, nil
 		}
 		d.after = ""
 	}
 	d.tx.handed++
-	return pos, true
+	return pos, true, nil
 }
 
 // lookup finds a table and makes it ready.
@@ -371,7 +377,10 @@ func (d *decoder) announce(ctx context.Context, r *relation) error {
 
 func (d *decoder) row(ctx context.Context, msg []byte, sc *scanner) error {
 	oid := sc.uint32()
-	pos, wanted := d.next()
+	pos, wanted, err := d.next()
+	if err != nil {
+		return err
+	}
 	if !wanted {
 		return check(sc, "a row")
 	}
@@ -386,6 +395,7 @@ func (d *decoder) row(ctx context.Context, msg []byte, sc *scanner) error {
 	}
 	if d.checkText {
 		if column, bad := d.notUTF8(r); bad {
+			d.tx.handed-- // no commit of it need be stored
 			return d.sink.Reject(ctx, driver.Rejected{
 				Pos: pos, Op: op, Schema: r.schema, Table: r.table, Raw: msg,
 				Reason: fmt.Sprintf("column %q holds bytes that are not UTF-8", column),
@@ -531,7 +541,10 @@ func (d *decoder) truncate(ctx context.Context, sc *scanner) error {
 		if err := check(sc, "a truncate"); err != nil {
 			return err
 		}
-		pos, wanted := d.next()
+		pos, wanted, err := d.next()
+		if err != nil {
+			return err
+		}
 		if !wanted {
 			continue
 		}
@@ -580,9 +593,9 @@ func (d *decoder) logical(ctx context.Context, sc *scanner) error {
 	if !d.tx.open {
 		return fmt.Errorf("%w: a message of a transaction outside of one", errMalformed)
 	}
-	pos, wanted := d.next()
-	if !wanted {
-		return nil
+	pos, wanted, err := d.next()
+	if !wanted || err != nil {
+		return err
 	}
 	c.Pos, c.Tx = pos, d.txOf()
 	return d.sink.Change(ctx, c)

@@ -7,9 +7,11 @@ import (
 	"strings"
 	"time"
 
+	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/athena-pipelines/athena/pkg/athena"
+	"github.com/athena-pipelines/athena/pkg/cdc"
 	"github.com/athena-pipelines/athena/pkg/driver"
 )
 
@@ -49,29 +51,51 @@ func serverMajor(conn *pgconn.PgConn) int {
 
 func quoteLiteral(s string) string { return "'" + strings.ReplaceAll(s, "'", "''") + "'" }
 
-// verifySource refuses a database that is not the one where the capture began,
+// verifySource refuses a database that is not the one that was captured so far,
 // or whose history took another way. A standby that was promoted goes on where
-// its slot is one that is kept for that.
-func (b *Backend) verifySource(ctx context.Context, conn *logConn, cfg driver.ChangeConfig) error {
-	source, err := b.source(ctx, conn.pg)
-	if err != nil {
-		return err
+// its slot is one that is kept for that, and nothing is stored that it never had:
+// what it wrote in its place would be taken for stored too.
+func (b *Backend) verifySource(ctx context.Context, conn *logConn, cfg driver.ChangeConfig) (source string, err error) {
+	if source, err = b.source(ctx, conn.pg); err != nil {
+		return "", err
 	}
 	if cfg.Source == "" || source == cfg.Source {
-		return nil
+		return source, nil
 	}
 	was, is := strings.SplitN(cfg.Source, "/", 3), strings.SplitN(source, "/", 3)
 	if len(was) == 3 && len(is) == 3 && was[0] == is[0] && was[2] == is[2] && serverMajor(conn.pg) >= 17 {
 		rows, err := simpleQuery(ctx, conn.pg, "SELECT failover FROM pg_replication_slots WHERE slot_name = "+quoteLiteral(cfg.Slot))
 		if err != nil {
-			return err
+			return "", err
 		}
-		if len(rows) == 1 && rows[0][0] == "t" {
-			return nil
+		if len(rows) == 1 && rows[0][0] == "t" && is[1] != "1" { // the first one has no history
+			timeline, err := strconv.ParseInt(is[1], 10, 32)
+			if err != nil {
+				return "", err
+			}
+			history, err := pglogrepl.TimelineHistory(ctx, conn.pg, int32(timeline))
+			if err != nil {
+				return "", err
+			}
+			if has(string(history.Content), was[1], cfg.After) {
+				return source, nil
+			}
 		}
 	}
-	return &driver.SourceLost{Code: "other_source", Message: fmt.Sprintf(
+	return "", &driver.SourceLost{Code: "other_source", Message: fmt.Sprintf(
 		"the database is not the one where the capture began (system/timeline/database was %s and is %s), so that changes may be missing; disable the capture and enable it again", cfg.Source, source)}
+}
+
+// has reports whether a history, which has a line of timeline, the place where it
+// was left, and the reason for each one before, has a change of a timeline.
+func has(history, timeline string, at cdc.Position) bool {
+	for line := range strings.Lines(history) {
+		if fields := strings.Fields(line); len(fields) >= 2 && fields[0] == timeline {
+			left, err := pglogrepl.ParseLSN(fields[1]) // no commit record there, or behind it, is of that timeline
+			return err == nil && at < cdc.Position(formatLSN(uint64(left))+".00000001")
+		}
+	}
+	return false
 }
 
 // A slotState is a slot as we found it.

@@ -17,19 +17,22 @@ import (
 	"github.com/athena-pipelines/athena/pkg/driver"
 )
 
-// A changeStream reads a slot. Three goroutines share the work while it runs:
-// one receives, so that the network is drained while changes are encoded; one
-// decodes and hands over; one answers the server, whatever the others wait for.
+// A changeStream reads a slot. Four goroutines share the work while it runs: one
+// receives, so that the network is drained while changes are encoded; one decodes
+// and hands over; one puts marks on record; one answers the server, whatever the
+// others wait for.
 type changeStream struct {
 	backend *Backend
 	cfg     driver.ChangeConfig
 	conn    *logConn
+	source  string
 	spool   *spool
 	decoder decoder
 
 	interrupts chan struct{}
 	wake       chan struct{} // the server is to be told something
 	urgent     atomic.Bool   // at once
+	expedite   chan struct{} // and waits for a mark to be on record
 	interval   time.Duration // the server is told at least this often
 	patience   time.Duration // a server that is silent for longer is not there
 	listening  atomic.Int64  // since when we wait for its next word, in ns; 0 while we do not
@@ -40,8 +43,8 @@ type changeStream struct {
 	// is known to hold nothing for us behind handed.
 	handed, confirmed, idle uint64
 	floor                   uint64 // of undecided prepared transactions; 0 is none
-	covered                 uint64 // the highest mark that is on record: see ChangeConfig.Confirmed
-	coveredAt               time.Time
+	decided                 []decided
+	covered                 uint64 // the highest mark that is on record or in the stream: see ChangeConfig.Confirmed
 	told                    uint64 // to the server
 	serverEnd               uint64
 	committed, heard        time.Time
@@ -54,8 +57,10 @@ const (
 	// batchesAhead is how many batches may wait to be decoded.
 	batchesAhead = 8
 	// coverEvery is how often an idle mark is put on record, unless the server
-	// waits for it.
-	coverEvery = time.Second
+	// waits for it; recordEvery how often one that stands in the stream is.
+	coverEvery    = time.Second
+	recordEvery   = 10 * time.Second
+	recordTimeout = 3 * time.Second
 )
 
 // OpenChanges connects to the slot and starts to read it. It fails with a
@@ -82,7 +87,8 @@ func (b *Backend) openChanges(ctx context.Context, cfg driver.ChangeConfig) (_ *
 	if err != nil {
 		return nil, fmt.Errorf("postgres: the mark %q is none of ours: %w", cfg.Confirmed, err)
 	}
-	if err := b.verifySource(ctx, conn, cfg); err != nil {
+	source, err := b.verifySource(ctx, conn, cfg)
+	if err != nil {
 		return nil, err
 	}
 	slot, err := b.claimSlot(ctx, conn, cfg, covered)
@@ -103,8 +109,9 @@ func (b *Backend) openChanges(ctx context.Context, cfg driver.ChangeConfig) (_ *
 	}
 	s := &changeStream{
 		backend: b, cfg: cfg, conn: conn, spool: pool,
-		interrupts: make(chan struct{}, 1), wake: make(chan struct{}, 1),
+		interrupts: make(chan struct{}, 1), wake: make(chan struct{}, 1), expedite: make(chan struct{}, 1),
 		handed: slot.confirmed, confirmed: slot.confirmed, told: slot.confirmed, covered: max(covered, slot.confirmed),
+		source: source,
 	}
 	s.decoder.init(s)
 	settings, err := simpleQuery(ctx, conn.pg, `SELECT setting, (SELECT setting FROM pg_settings WHERE name = 'server_encoding')
@@ -187,7 +194,12 @@ func (s *changeStream) Run(ctx context.Context, sink driver.ChangeSink) error {
 		defer close(full)
 		return s.receive(work, full, empty)
 	})
-	g.Go(func() error { return s.answer(work) })
+	recorded := make(chan struct{})
+	g.Go(func() error {
+		defer close(recorded)
+		return s.record(work)
+	})
+	g.Go(func() error { return s.answer(work, recorded) })
 	g.Go(func() error { return s.decode(work, sink, full, empty) })
 	err := g.Wait()
 	if ctx.Err() != nil {
@@ -299,6 +311,19 @@ func (s *changeStream) setFloor() {
 	s.mu.Unlock()
 }
 
+// A decided prepared transaction was handed over, and is not yet known to be
+// stored: it is sent again only if its PREPARE is not confirmed.
+type decided struct{ prepared, mark uint64 }
+
+// decide notes that a prepared transaction was committed.
+func (s *changeStream) decide(prepared, mark uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.handed == mark { // else it had nothing for us
+		s.decided = append(s.decided, decided{prepared, mark})
+	}
+}
+
 // Confirm notes that everything up to mark is stored.
 func (s *changeStream) Confirm(mark string) {
 	lsn, err := parseLSN(mark)
@@ -325,12 +350,16 @@ func (s *changeStream) flushable() uint64 {
 	if s.floor > 0 {
 		f = min(f, s.floor)
 	}
+	s.decided = slices.DeleteFunc(s.decided, func(d decided) bool { return d.mark <= s.confirmed })
+	for _, d := range s.decided {
+		f = min(f, d.prepared)
+	}
 	return max(f, s.told) // it never goes back
 }
 
 // answer tells the server how far we are: when there is news, when it asks, and
-// often enough that it does not give us up.
-func (s *changeStream) answer(ctx context.Context) error {
+// often enough that it does not give us up. Nothing else holds it up.
+func (s *changeStream) answer(ctx context.Context, recorded <-chan struct{}) error {
 	tick := time.NewTicker(s.interval)
 	defer tick.Stop()
 	for {
@@ -345,13 +374,21 @@ func (s *changeStream) answer(ctx context.Context) error {
 			}
 		case <-ctx.Done():
 			// A last word, so that a clean stop leaves nothing to send again.
-			_ = s.tell(context.WithoutCancel(ctx))
+			<-recorded
+			_ = s.tell()
 			return ctx.Err()
 		}
-		if !urgent && s.flushable() == s.toldSoFar() {
+		now, later := s.sayable()
+		if urgent && later > now {
+			select {
+			case s.expedite <- struct{}{}:
+			default:
+			}
+		}
+		if !urgent && now == s.toldSoFar() {
 			continue
 		}
-		if err := s.tell(ctx); err != nil {
+		if err := s.tell(); err != nil {
 			return err
 		}
 		if !urgent { // news is gathered for a moment
@@ -361,6 +398,73 @@ func (s *changeStream) answer(ctx context.Context) error {
 			}
 		}
 	}
+}
+
+// record puts marks on record: those beyond the marks of the stream before the
+// server is told of them, or a slot that was made anew could not be told from
+// this one; the others now and then, and in the end.
+func (s *changeStream) record(ctx context.Context) error {
+	if s.cfg.Confirming == nil {
+		return nil
+	}
+	tick := time.NewTicker(coverEvery)
+	defer tick.Stop()
+	var last uint64 // on record
+	var at time.Time
+	for {
+		select {
+		case <-s.expedite:
+		case <-tick.C:
+		case <-ctx.Done():
+			if _, later := s.sayable(); later > last {
+				_ = s.put(context.WithoutCancel(ctx), later)
+			}
+			return ctx.Err()
+		}
+		now, later := s.sayable()
+		if later > now || later > last && time.Since(at) > recordEvery {
+			if s.put(ctx, later) == nil { // else the bus is ill; the server keeps a little more
+				last, at = later, time.Now()
+			}
+		}
+	}
+}
+
+func (s *changeStream) put(ctx context.Context, mark uint64) error {
+	ctx, cancel := context.WithTimeout(ctx, recordTimeout)
+	defer cancel()
+	if err := s.cfg.Confirming(ctx, formatLSN(mark)); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.covered = max(s.covered, mark)
+	s.mu.Unlock()
+	s.poke()
+	return nil
+}
+
+// sayable is what the server may be told now, and what it may be told once that
+// is on record.
+func (s *changeStream) sayable() (now, later uint64) {
+	later = s.flushable()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.cfg.Confirming == nil {
+		s.covered = max(s.covered, later)
+	}
+	return min(later, s.covered), later
+}
+
+// tell sends a status.
+func (s *changeStream) tell() error {
+	to, _ := s.sayable()
+	if err := s.conn.status(to, s.silent() > s.interval/2); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.told = max(s.told, to)
+	return nil
 }
 
 // errSilent: what is between us and the server lets nothing through, and tells
@@ -380,42 +484,6 @@ func (s *changeStream) toldSoFar() uint64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.told
-}
-
-// tell sends a status. What goes beyond the marks of the stream is put on record
-// first: or a slot that was made anew could not be told from this one.
-func (s *changeStream) tell(ctx context.Context) error {
-	to := s.flushable()
-	s.mu.Lock()
-	covered, wait := s.covered, time.Since(s.coveredAt) < coverEvery && !s.urgent.Load()
-	s.mu.Unlock()
-	if to > covered {
-		switch {
-		case s.cfg.Confirming == nil:
-		case wait:
-			to = covered
-			time.AfterFunc(coverEvery, s.poke)
-		default:
-			rctx, cancel := context.WithTimeout(ctx, statusTimeout)
-			err := s.cfg.Confirming(rctx, formatLSN(to))
-			cancel()
-			if err != nil {
-				to = covered // the bus is ill; the server keeps a little more
-			}
-		}
-		s.mu.Lock()
-		if to > s.covered {
-			s.covered, s.coveredAt = to, time.Now()
-		}
-		s.mu.Unlock()
-	}
-	if err := s.conn.status(to, s.silent() > s.interval/2); err != nil {
-		return err
-	}
-	s.mu.Lock()
-	s.told = max(s.told, to)
-	s.mu.Unlock()
-	return nil
 }
 
 // poke has the server told the news.
@@ -439,6 +507,9 @@ func (s *changeStream) Interrupt() {
 	default:
 	}
 }
+
+// Source says what database it is that is read.
+func (s *changeStream) Source() string { return s.source }
 
 // Snapshot opens a reader of one table beside the stream.
 func (s *changeStream) Snapshot(ctx context.Context, t driver.SnapshotTable) (driver.TableReader, error) {

@@ -622,3 +622,117 @@ func TestBytesThatAreNotUTF8(t *testing.T) {
 		t.Errorf("rejected: %+v", s.rejects)
 	}
 }
+
+// A prepared transaction that was committed and is not yet stored holds back what
+// is confirmed: behind its PREPARE the server would not send it again.
+func TestPreparedTransactionIsNotConfirmedBeforeItIsStored(t *testing.T) {
+	t.Parallel()
+	r := newCaptureRig(t, streamingServer(t), `CREATE TABLE t (id int PRIMARY KEY)`, "t")
+	r.exec("SELECT pg_drop_replication_slot($1)", r.cfg.Slot)
+	r.exec("SELECT pg_create_logical_replication_slot($1, 'pgoutput', false, true)", r.cfg.Slot)
+	s := newRecorder(t)
+	stop := r.follow(s, nil)
+	r.exec("BEGIN")
+	r.exec("INSERT INTO t VALUES (1)")
+	r.exec("PREPARE TRANSACTION 'p'")
+	r.exec("INSERT INTO t VALUES (2)")
+	s.await("the row behind it, and its confirmation", func() bool { return len(s.changes) == 2 && len(s.marks) == 1 })
+	s.mu.Lock()
+	s.hold = true
+	after := s.changes[1].Pos
+	s.mu.Unlock()
+	r.exec("COMMIT PREPARED 'p'")
+	s.await("the row", s.has(3))
+	time.Sleep(200 * time.Millisecond) // nothing tells of what must not happen
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	again := newRecorder(t)
+	r.follow(again, func(c *driver.ChangeConfig) { c.After = after })
+	again.want("schema t id:integer*", `insert t key={"id":1} after={"id":1} n=1`)
+}
+
+// A transaction of which nothing is stored, since all of it was rejected, is
+// confirmed like one that holds nothing.
+func TestRejectedTransactionIsConfirmed(t *testing.T) {
+	t.Parallel()
+	dsn := pgtest.DSN(t)
+	admin, err := pgx.Connect(t.Context(), dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := admin.Config().Database + "_rejected"
+	must(t, admin, "CREATE DATABASE "+name+" ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")
+	t.Cleanup(func() {
+		_, _ = admin.Exec(context.Background(), "DROP DATABASE "+name+" WITH (FORCE)")
+		admin.Close(context.Background())
+	})
+	r := newCaptureRig(t, strings.Replace(dsn, admin.Config().Database, name, 1), `CREATE TABLE t (id int PRIMARY KEY, v text)`, "t")
+	s := newRecorder(t)
+	s.hold = true // a writer that has nothing to store confirms nothing
+	r.follow(s, nil)
+	r.exec(`SET standard_conforming_strings = on; INSERT INTO t VALUES (2, E'\xff\xfe')`)
+	s.await("the row", func() bool { return len(s.rejects) == 1 })
+	at := r.value("SELECT pg_current_wal_lsn() - '0/0'")
+	r.waitFor("(SELECT confirmed_flush_lsn - '0/0' FROM pg_replication_slots WHERE slot_name = '"+r.cfg.Slot+"') >= "+at, 20*time.Second)
+}
+
+// A server that waits is answered, whatever ails the place where marks are put on
+// record.
+func TestServerIsAnsweredWhileNothingCanBeRecorded(t *testing.T) {
+	t.Parallel()
+	srv := pgtest.Server(t, map[string]string{"wal_sender_timeout": "1s", "fsync": "off"})
+	r := newCaptureRig(t, srv.DSN("postgres"), `CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE f (v text)`, "t")
+	s := newRecorder(t)
+	stop := r.follow(s, func(c *driver.ChangeConfig) {
+		c.Confirming = func(ctx context.Context, _ string) error { <-ctx.Done(); return ctx.Err() }
+	})
+	for range 25 {
+		r.exec("INSERT INTO f SELECT repeat('f', 1000) FROM generate_series(1, 100)")
+		time.Sleep(200 * time.Millisecond)
+	}
+	r.exec("INSERT INTO t VALUES (1)")
+	s.await("the row", s.has(2))
+	if err := stop(); err != nil {
+		t.Errorf("the stream ended: %v", err)
+	}
+}
+
+func TestTransactionWithMoreChangesThanPositions(t *testing.T) {
+	t.Parallel()
+	d := decoder{}
+	d.begin(1, 1, time.Time{})
+	d.tx.n = 1<<32 - 2
+	pos, wanted, err := d.next()
+	if err != nil || !wanted || !strings.HasSuffix(string(pos), ".FFFFFFFF") {
+		t.Errorf("%s, %v, %v", pos, wanted, err)
+	}
+	if _, _, err := d.next(); err == nil {
+		t.Error("a position came a second time")
+	}
+}
+
+// A standby that was promoted may lack what is stored of the server before it,
+// and then writes something else in that place.
+func TestHistoryHasWhatIsStored(t *testing.T) {
+	t.Parallel()
+	history := "1\t0/3000158\tno recovery target specified\n\n2\t1/A0\tno recovery target specified\n"
+	for _, tt := range []struct {
+		timeline string
+		at       cdc.Position
+		want     bool
+	}{
+		{"1", "", true},
+		{"1", "0000000003000100.00000007", true},
+		{"1", "0000000003000158.00000000r0000000001", true},
+		{"1", "0000000003000158.00000001", false},
+		{"1", "0000000103000158.00000001", false},
+		{"2", "0000000003000158.00000001", true},
+		{"2", "00000001000000A8.00000001", false},
+		{"3", "0000000000000001.00000001", false},
+	} {
+		if got := has(history, tt.timeline, tt.at); got != tt.want {
+			t.Errorf("%s of timeline %s: %v", tt.at, tt.timeline, got)
+		}
+	}
+}
