@@ -9,7 +9,6 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/athena-pipelines/athena/pkg/athena"
-	"github.com/athena-pipelines/athena/pkg/bus"
 	"github.com/athena-pipelines/athena/pkg/cdc"
 )
 
@@ -225,15 +224,15 @@ func (r *Reader) done(m *message) {
 
 // fill gets hold of messages from seq on; of none at the end of the stream.
 func (r *Reader) fill(ctx context.Context) error {
-	r.held, r.next = r.held[:0], 0
-	if err := r.foreign(); err != nil {
-		return err
-	}
-	var behind bool
-	if r.held, behind = r.hub.take(r.held, r.seq); !behind {
-		return nil
-	}
 	for try := range retries {
+		r.held, r.next = r.held[:0], 0
+		if err := r.foreign(); err != nil {
+			return err
+		}
+		var behind bool
+		if r.held, behind = r.hub.take(r.held, r.seq); !behind {
+			return nil
+		}
 		raws, err := r.hub.feeds.store.bus.Read(ctx, r.hub.stream, r.seq, readMost, readBytes)
 		if err != nil && !errors.Is(err, nats.ErrNoResponders) { // which is what a stream that is gone says
 			return err
@@ -244,38 +243,39 @@ func (r *Reader) fill(ctx context.Context) error {
 			}
 			return nil
 		}
-		if err := r.lost(ctx); err != nil {
+		moved, err := r.relocate(ctx)
+		if err != nil {
 			return err
 		}
-		select { // it is there, but not on the replica that was asked
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(5 * time.Millisecond << try):
+		if !moved { // it is there, but not on the replica that was asked
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-time.After(5 * time.Millisecond << try):
+			}
 		}
 	}
 	return unreadable(r.hub.client, errors.New("changefeed: a message that is there was not given"))
 }
 
-// lost reports why the next message cannot be had, or nil if it is there.
-func (r *Reader) lost(ctx context.Context) error {
-	store := r.hub.feeds.store
-	switch raw, err := store.bus.MsgFrom(ctx, r.hub.stream, r.seq); {
-	case err == nil && raw.Sequence == r.seq:
-		return nil
-	case err != nil && !errors.Is(err, bus.ErrNoMessage) && !errors.Is(err, nats.ErrNoResponders):
-		return err
-	}
-	// Asked for after the message, so that what it says holds for its absence.
+// relocate finds the cursor anew where the message that comes next is not to be
+// had: it may have been let go of, and have held no change, or none that was
+// still to come.
+func (r *Reader) relocate(ctx context.Context) (moved bool, err error) {
 	info, epoch, err := r.hub.look(ctx)
-	switch {
-	case err != nil:
-		return err
-	case info == nil || epoch != r.epoch:
-		return r.foreign()
-	case r.seq < info.State.FirstSeq || info.State.Msgs == 0:
-		return store.expiry(ctx, r.hub.client, info, r.cursor)
+	if err != nil {
+		return false, err
 	}
-	return athena.Errorf(athena.CodeInternal, "stream %s lacks message %d, which was not let go of in order", r.hub.stream, r.seq)
+	if info == nil || epoch != r.epoch {
+		return false, r.foreign()
+	}
+	at, err := r.hub.feeds.store.find(ctx, r.hub.client, info, Start{cursor: r.cursor})
+	if err != nil {
+		return false, err
+	}
+	moved = at.seq != r.seq
+	r.seq, r.off, r.after = at.seq, 0, r.cursor
+	return moved, nil
 }
 
 // foreign reports that the stream is not the one that was opened, or nil if it is.
