@@ -165,23 +165,7 @@ func (b *Backend) catalog(ctx context.Context, sql string, args []any, scan func
 		return 0, err
 	}
 	defer release(conn)
-	rows, err := conn.Query(ctx, sql, args...)
-	if err != nil {
-		return 0, err
-	}
-	defer rows.Close()
-	for rows.Next() {
-		n++
-		if scan != nil {
-			if err := scan(rows); err != nil {
-				return n, err
-			}
-		}
-	}
-	if err := rows.Err(); err != nil && ctx.Err() != nil {
-		return n, ctx.Err()
-	}
-	return n, rows.Err()
+	return on(conn.Conn())(ctx, sql, args, scan)
 }
 
 // Close closes all connections, once the statements that run have ended; those
