@@ -58,10 +58,11 @@ type Config struct {
 	Webhooks Webhooks
 	// Heartbeat is how often a quiet stream shows that it lives; 15 s by default.
 	Heartbeat time.Duration
-	// Patience is how long a reader of a stream may take for what he is sent
-	// before he is told to come again; 30 s by default. After twice that he is cut
-	// off.
+	// Patience is how long a reader of a stream may take for what it is sent
+	// before it is told to come again; 30 s by default. After Limit, twice that by
+	// default, it is cut off.
 	Patience time.Duration
+	Limit    time.Duration
 }
 
 // Family is the routes under /cdc. It is safe for concurrent use.
@@ -75,6 +76,7 @@ type Family struct {
 func New(cfg Config) *Family {
 	cfg.Heartbeat = cmp.Or(cfg.Heartbeat, 15*time.Second)
 	cfg.Patience = cmp.Or(cfg.Patience, 30*time.Second)
+	cfg.Limit = cmp.Or(cfg.Limit, 2*cfg.Patience)
 	return &Family{cfg, &dispatch.Dispatcher{Resolver: cfg.Dispatcher.Resolver, Observer: uncounted{}}}
 }
 

@@ -20,7 +20,7 @@ import (
 // he sends as Last-Event-ID: so his cursor moves while nothing that he wants
 // comes (WHATWG HTML, 9.2.6).
 func (s *subscriber) events(c *gin.Context) {
-	middleware.SetStall(c, 2*s.cfg.Patience)
+	middleware.SetStall(c, s.cfg.Limit)
 	c.Header("Content-Type", "text/event-stream; charset=utf-8")
 	c.Header("X-Accel-Buffering", "no") // nginx would hold events back
 	c.Status(http.StatusOK)

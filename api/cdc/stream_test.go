@@ -269,43 +269,41 @@ func TestAStreamEndsWhenTheStreamIsRemoved(t *testing.T) {
 	}
 }
 
-// TestASlowReaderIsToldToComeAgain: a reader takes nothing until the server is
-// held up, and then all.
+// TestASlowReaderIsToldToComeAgain: for a server without patience every reader is
+// slow.
 func TestASlowReaderIsToldToComeAgain(t *testing.T) {
 	t.Parallel()
-	w := start(t, func(c *cdc.Config) { c.Patience = 2 * time.Second })
+	w := start(t, func(c *cdc.Config) { c.Patience, c.Limit = time.Nanosecond, time.Hour })
 	s := w.stream()
-	large := large(s, 120)
-	conn := dial(t, w.URL)
-	request(t, conn, w.key, "/cdc/shop/stream?from=earliest")
-	time.Sleep(2500 * time.Millisecond) // longer than patience, and not twice as long
-	r := w.answer(conn)
-	had := 0
-	for {
-		e := r.next()
-		if e.name != "change" {
-			code, cursor := e.failure(t)
-			if code != athena.CodeTimeout || had == 0 || cursor != string(large[had-1].Pos) {
-				t.Errorf("after %d changes: %s at %s", had, code, cursor)
-			}
-			break
-		}
-		if e.change(t).Pos != large[had].Pos {
-			t.Fatalf("number %d is %s", had, e.id)
-		}
-		had++
+	var all []model.Change
+	for i := range 5 {
+		all = append(all, s.Change(model.Insert, "orders", i, ""))
 	}
-	r.ends()
-	again := w.open(w.key, "", "Last-Event-ID: "+r.lastID)
-	if got := again.changes(len(large) - had); !slices.Equal(got, positions(large[had:]...)) {
-		t.Errorf("behind %d came %v", had, got)
+	s.Write(3, all...)
+	var got []model.Position
+	for query, last := "from=earliest", ""; len(got) < len(all); {
+		var headers []string
+		if last != "" {
+			headers = []string{"Last-Event-ID: " + last}
+		}
+		r := w.open(w.key, query, headers...)
+		got = append(got, r.changes(1)...)
+		code, cursor := r.next().failure(t)
+		if code != athena.CodeTimeout || cursor != string(got[len(got)-1]) {
+			t.Errorf("it ended with %s at %s, behind %v", code, cursor, got)
+		}
+		r.ends()
+		last = r.lastID
+	}
+	if !slices.Equal(got, positions(all...)) {
+		t.Errorf("got %v", got)
 	}
 }
 
 // TestAReaderThatNeverTakesIsCutOff: the server lets go of it.
 func TestAReaderThatNeverTakesIsCutOff(t *testing.T) {
 	t.Parallel()
-	w := start(t, func(c *cdc.Config) { c.Patience = 100 * time.Millisecond })
+	w := start(t, func(c *cdc.Config) { c.Limit = 200 * time.Millisecond })
 	s := w.stream()
 	large := large(s, 120)
 	conn := dial(t, w.URL)
@@ -331,7 +329,7 @@ func TestAReaderThatNeverTakesIsCutOff(t *testing.T) {
 	}
 }
 
-// TestAReaderThatNeverTakesIsCutOffWhenItsGroundsEnd: patience is far longer than
+// TestAReaderThatNeverTakesIsCutOffWhenItsGroundsEnd: the limit is far longer than
 // the test.
 func TestAReaderThatNeverTakesIsCutOffWhenItsGroundsEnd(t *testing.T) {
 	t.Parallel()
@@ -339,7 +337,7 @@ func TestAReaderThatNeverTakesIsCutOffWhenItsGroundsEnd(t *testing.T) {
 	for kind, headers := range map[string][]string{"events": nil, "websocket": upgrade} {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
-			w := start(t, func(c *cdc.Config) { c.Patience = time.Hour })
+			w := start(t, func(c *cdc.Config) { c.Limit = time.Hour })
 			large(w.stream(), 120)
 			request(t, dial(t, w.URL), w.key, "/cdc/shop/stream?from=earliest", headers...)
 			time.Sleep(300 * time.Millisecond) // by now it is held up, most likely; if not, it ends sooner

@@ -44,7 +44,7 @@ func (s *subscriber) webSocket(c *gin.Context, name string) {
 	defer func() { _ = conn.CloseNow() }()
 	s.guard.onCut(func() { _ = conn.CloseNow() })
 	ctx := conn.CloseRead(c.Request.Context()) // done when the peer has gone, or sends what he should not
-	k := &socket{c: c, conn: conn, cursors: name != "" && name != cdc.EnvelopeAthena, stall: 2 * s.cfg.Patience}
+	k := &socket{c: c, conn: conn, cursors: name != "" && name != cdc.EnvelopeAthena, stall: s.cfg.Limit}
 	s.told = s.reader.Cursor()
 	if k.tell(ctx, s.told) == nil { // who asked for now, say, comes again behind it
 		s.pump(ctx, k)

@@ -219,38 +219,31 @@ func TestHowWebSocketsAreClosed(t *testing.T) {
 	})
 	t.Run("by a reader that is slow", func(t *testing.T) {
 		t.Parallel()
-		w := start(t, func(c *cdc.Config) { c.Patience = 2 * time.Second })
-		large := large(w.stream(), 120)
+		w := start(t, func(c *cdc.Config) { c.Patience, c.Limit = time.Nanosecond, time.Hour })
+		st := w.stream()
+		c := st.Insert("orders", 1, "")
+		st.Insert("orders", 2, "")
+		s := w.dial(w.key, "from=earliest")
+		if got := s.changes(1); got[0] != c.Pos {
+			t.Errorf("got %v", got)
+		}
+		if code, reason := s.closed(); code != websocket.StatusTryAgainLater || reason != "timeout cursor="+string(c.Pos) {
+			t.Errorf("got %d %s", code, reason)
+		}
+	})
+	t.Run("by a reader that takes nothing", func(t *testing.T) {
+		t.Parallel()
+		w := start(t, func(c *cdc.Config) { c.Limit = 200 * time.Millisecond })
+		large(w.stream(), 120)
 		conn := dial(t, w.URL)
-		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-		defer cancel()
-		client, _, err := websocket.Dial(ctx, w.URL+"/cdc/shop/stream?from=earliest", &websocket.DialOptions{
+		client, _, err := websocket.Dial(t.Context(), w.URL+"/cdc/shop/stream?from=earliest", &websocket.DialOptions{
 			HTTPHeader: http.Header{"Authorization": {"Bearer " + w.key}}, HTTPClient: over(conn),
 		})
 		if err != nil {
 			t.Fatal(err)
 		}
-		client.SetReadLimit(1 << 20)
-		time.Sleep(2500 * time.Millisecond) // longer than patience, and not twice as long
-		s := &socket{t, client}
-		s.next()
-		had := 0
-		for {
-			text, err := s.read()
-			if err == nil {
-				var f frame
-				if json.Unmarshal([]byte(text), &f) != nil || f.Pos != large[had].Pos {
-					t.Fatalf("number %d is %.60s", had, text)
-				}
-				had++
-				continue
-			}
-			var c websocket.CloseError
-			if !errors.As(err, &c) || c.Code != websocket.StatusTryAgainLater || had == 0 || !strings.HasSuffix(c.Reason, "cursor="+string(large[had-1].Pos)) {
-				t.Errorf("after %d changes: %v", had, err)
-			}
-			break
-		}
+		defer func() { _ = client.CloseNow() }()
+		waitFor(t, "the request to be over", func() bool { return strings.Contains(w.Log.String(), "route=/cdc/:client/stream") })
 	})
 	t.Run("by a reader that says something", func(t *testing.T) {
 		t.Parallel()
