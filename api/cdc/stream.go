@@ -125,6 +125,7 @@ const grace = 500 * time.Millisecond
 func (f *Family) guard(c *gin.Context) *guard {
 	presented, _ := auth.FromHeader(c.Request.Header) // which let the request in
 	g := &guard{family: f, key: presented, client: c.Param("client"), changed: make(chan struct{}, 1)}
+	g.changed <- struct{}{} // the key may be over since
 	notice := func(mine string) func(string) {
 		return func(name string) {
 			if name != mine {
