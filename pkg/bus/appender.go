@@ -16,12 +16,15 @@ import (
 )
 
 // An Appender stores messages at the end of a stream that nobody else writes to,
-// in order, group after group, without waiting for one before the next is sent.
+// in order.
 //
-// Each message expects the one before it to be the stream's last. So the first
-// failure fails everything behind it, and an appender that was overtaken by
-// another stores nothing any more. After a failure it is of no further use: read
-// the end of the stream, and make another.
+// Each message, or atomic batch of them, expects the stream to end with the one
+// before it, and is sent once that is known to be stored: a sequence that is only
+// hoped for may be another writer's by then, and what expects it would be stored
+// behind something else than it belongs to. So the first failure fails everything
+// behind it, and an appender that was overtaken by another stores nothing any
+// more. After a failure it is of no further use: read the end of the stream, and
+// make another.
 //
 // Append is called by one goroutine; Wait by any.
 type Appender struct {
@@ -29,19 +32,19 @@ type Appender struct {
 	stream string
 	inbox  string
 	sub    *nats.Subscription
-	last   uint64 // sequence of the last message that was sent
+	last   uint64    // sequence of the last message that was sent
+	before *Appended // what was sent last; nil is nothing
 
 	mu      sync.Mutex
 	pending map[string]*Appended // by the token of the reply
 	err     error                // the first failure
 }
 
-// Appended is a group that was sent.
+// Appended is a group that was sent, up to its last message.
 type Appended struct {
-	Last    uint64 // the sequence of its last message, if it is stored
-	missing int    // answers
-	done    chan struct{}
-	err     error // set before done is closed
+	Last uint64 // the sequence of its last message, if it is stored
+	done chan struct{}
+	err  error // set before done is closed
 }
 
 // A group is sent as an atomic batch, which is synced once, if it has at least
@@ -67,67 +70,71 @@ func NewAppender(nc *nats.Conn, stream string, last uint64) (*Appender, error) {
 	return a, nil
 }
 
-// Append sends messages, at most 1,000 of them. Their headers are added to. The
-// error is the first failure of any group; else Wait tells whether these are
-// stored. Once it has returned, the messages' data may be changed.
-func (a *Appender) Append(msgs []*nats.Msg) (*Appended, error) {
+// Append sends messages, at most 1,000 of them. It waits for what was sent before,
+// and returns when the last of them is sent: Wait tells whether all are stored.
+// Their headers are added to. The error is ctx's, or the first failure of any
+// group. Once it has returned, the messages' data may be changed.
+func (a *Appender) Append(ctx context.Context, msgs []*nats.Msg) (g *Appended, err error) {
 	if len(msgs) == 0 || len(msgs) > batchMost {
 		return nil, fmt.Errorf("bus: a group has 1 to %d messages, not %d", batchMost, len(msgs))
 	}
-	if !a.nc.IsConnected() {
-		return nil, a.fail(unread(a.stream, nats.ErrDisconnected))
-	}
-	g := &Appended{Last: a.last + uint64(len(msgs)), missing: len(msgs), done: make(chan struct{})}
 	size := 0
 	for _, m := range msgs {
 		size += len(m.Data)
 	}
-	atomic := len(msgs) >= atomicLeast && size < len(msgs)*atomicSize
-	if atomic {
-		g.missing = 1
+	if len(msgs) >= atomicLeast && size < len(msgs)*atomicSize {
+		return a.send(ctx, msgs)
 	}
-	if err := a.expect(g, atomic, len(msgs)); err != nil {
+	for i := range msgs {
+		if g, err = a.send(ctx, msgs[i:i+1]); err != nil {
+			return nil, err
+		}
+	}
+	return g, nil
+}
+
+// send sends one message, or several as an atomic batch.
+func (a *Appender) send(ctx context.Context, msgs []*nats.Msg) (*Appended, error) {
+	if a.before != nil {
+		if err := a.Wait(ctx, a.before); err != nil {
+			return nil, err
+		}
+	}
+	if !a.nc.IsConnected() {
+		return nil, a.fail(unread(a.stream, nats.ErrDisconnected))
+	}
+	g := &Appended{Last: a.last + uint64(len(msgs)), done: make(chan struct{})}
+	token := strconv.FormatUint(g.Last, 36)
+	if err := a.expect(token, g); err != nil {
 		return nil, err
 	}
-	id := ""
-	if atomic {
-		id = nuid.Next()
-	}
-	for i, m := range msgs {
-		seq := a.last + uint64(i) + 1
-		if !atomic || i == 0 {
-			m.Header.Set(jetstream.ExpectedLastSeqHeader, strconv.FormatUint(seq-1, 10))
-		}
-		if atomic {
+	msgs[0].Header.Set(jetstream.ExpectedLastSeqHeader, strconv.FormatUint(a.last, 10))
+	if len(msgs) > 1 {
+		id := nuid.Next()
+		for i, m := range msgs {
 			m.Header.Set(headerBatchID, id)
 			m.Header.Set(headerBatchSequence, strconv.Itoa(i+1))
 		}
-		if i == len(msgs)-1 && atomic {
-			m.Header.Set(headerBatchCommit, "1")
-		}
-		if !atomic || i == len(msgs)-1 {
-			m.Reply = a.inbox + "." + strconv.FormatUint(seq, 36)
-		}
+		msgs[len(msgs)-1].Header.Set(headerBatchCommit, "1")
+	}
+	msgs[len(msgs)-1].Reply = a.inbox + "." + token
+	for _, m := range msgs {
 		if err := a.nc.PublishMsg(m); err != nil {
 			return nil, a.fail(unread(a.stream, err))
 		}
 	}
-	a.last = g.Last
+	a.last, a.before = g.Last, g
 	return g, nil
 }
 
-// expect registers the answers of a group that is about to be sent.
-func (a *Appender) expect(g *Appended, atomic bool, n int) error {
+// expect registers the answer of what is about to be sent.
+func (a *Appender) expect(token string, g *Appended) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.err != nil {
 		return a.err
 	}
-	for i := range n {
-		if !atomic || i == n-1 {
-			a.pending[strconv.FormatUint(a.last+uint64(i)+1, 36)] = g
-		}
-	}
+	a.pending[token] = g
 	return nil
 }
 
@@ -151,9 +158,7 @@ func (a *Appender) answer(m *nats.Msg) {
 		return
 	}
 	delete(a.pending, token)
-	if g.missing--; g.missing == 0 {
-		close(g.done)
-	}
+	close(g.done)
 }
 
 func (a *Appender) judge(m *nats.Msg, want uint64) error {

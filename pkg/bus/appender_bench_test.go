@@ -36,7 +36,7 @@ func BenchmarkAppend(b *testing.B) {
 				for i := range msgs {
 					msgs[i] = &nats.Msg{Subject: bus.CDC("shop", "public", "t"), Header: nats.Header{"Ath-Pos": {"x"}}, Data: data}
 				}
-				g, err := a.Append(msgs)
+				g, err := a.Append(b.Context(), msgs)
 				if err != nil {
 					b.Fatal(err)
 				}

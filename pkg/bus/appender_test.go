@@ -32,7 +32,7 @@ func changes(n, size int, mark string) []*nats.Msg {
 	return out
 }
 
-// Groups go one behind the other without waiting, as single messages or as
+// Groups go one behind the other, as single messages or as
 // atomic batches, and stand in the stream in their order.
 func TestAppenderKeepsTheOrder(t *testing.T) {
 	t.Parallel()
@@ -47,7 +47,7 @@ func TestAppenderKeepsTheOrder(t *testing.T) {
 	var want []string
 	for i, n := range []int{1, 3, 50, 1, 1000, 11, 12, 13} {
 		mark := fmt.Sprintf("group %d", i)
-		g, err := a.Append(changes(n, 20, mark))
+		g, err := a.Append(t.Context(), changes(n, 20, mark))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -90,7 +90,7 @@ func TestAppenderThatWasOvertaken(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer young.Close()
-	g, err := young.Append(changes(2, 10, "young"))
+	g, err := young.Append(t.Context(), changes(2, 10, "young"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -98,7 +98,7 @@ func TestAppenderThatWasOvertaken(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, n := range []int{1, 20} {
-		g, err := old.Append(changes(n, 10, "old"))
+		g, err := old.Append(t.Context(), changes(n, 10, "old"))
 		if err == nil {
 			err = old.Wait(t.Context(), g)
 		}
@@ -108,6 +108,43 @@ func TestAppenderThatWasOvertaken(t *testing.T) {
 	}
 	if info, err := s.Info(t.Context()); err != nil || info.State.LastSeq != 2 {
 		t.Errorf("the stream ends at %d, %v; want 2", info.State.LastSeq, err)
+	}
+}
+
+// A message that another has put where ours would have been does not stand for
+// it: what belongs behind ours is not stored behind the other's.
+func TestAppenderWhosePlaceWasTaken(t *testing.T) {
+	t.Parallel()
+	for _, taken := range []int{1, 2, 12} {
+		for _, group := range []int{2, 3, 12, 13} {
+			t.Run(fmt.Sprintf("%d taken from a group of %d", taken, group), func(t *testing.T) {
+				t.Parallel()
+				b := bustest.Start(t)
+				s := changeStream(t, b, -1)
+				a, err := bus.NewAppender(b.Conn(), bus.CDCStream("shop"), 0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer a.Close()
+				for _, m := range changes(taken, 10, "another") {
+					if _, err := b.JetStream().PublishMsg(t.Context(), m); err != nil {
+						t.Fatal(err)
+					}
+				}
+				for range 2 { // the second one, too, would fit behind the other's
+					g, err := a.Append(t.Context(), changes(group, 10, "ours"))
+					if err == nil {
+						err = a.Wait(t.Context(), g)
+					}
+					if !errors.Is(err, bus.ErrWrongSequence) {
+						t.Errorf("the error is %v, want ErrWrongSequence", err)
+					}
+				}
+				if info, err := s.Info(t.Context()); err != nil || info.State.LastSeq != uint64(taken) {
+					t.Errorf("the stream ends at %d, %v; want %d", info.State.LastSeq, err, taken)
+				}
+			})
+		}
 	}
 }
 
@@ -123,18 +160,19 @@ func TestAppenderToAFullStream(t *testing.T) {
 	}
 	defer a.Close()
 	var sent []*bus.Appended
+	var failed error
 	for i := range 8 { // 8 times 80 kB do not fit
 		size := 40 << 10
 		if i == 7 {
 			size = 10 // would fit
 		}
-		g, err := a.Append(changes(2, size, fmt.Sprint("group ", i)))
+		g, err := a.Append(t.Context(), changes(2, size, fmt.Sprint("group ", i)))
 		if err != nil {
+			failed = err
 			break
 		}
 		sent = append(sent, g)
 	}
-	var failed error
 	for _, g := range sent {
 		if err := a.Wait(t.Context(), g); err != nil {
 			failed = err
@@ -160,7 +198,7 @@ func TestAppenderToAFullStream(t *testing.T) {
 			t.Errorf("message %d is not %q", seq, want)
 		}
 	}
-	if _, err := a.Append(changes(1, 10, "later")); !errors.Is(err, bus.ErrFull) {
+	if _, err := a.Append(t.Context(), changes(1, 10, "later")); !errors.Is(err, bus.ErrFull) {
 		t.Errorf("a later group: %v, want the first failure", err)
 	}
 }
@@ -175,14 +213,14 @@ func TestAppenderWithoutAnswer(t *testing.T) {
 	}
 	msgs := changes(1, 10, "x")
 	msgs[0].Subject = bus.CDC("none", "public", "t")
-	g, err := a.Append(msgs)
+	g, err := a.Append(t.Context(), msgs)
 	if err == nil {
 		err = a.Wait(t.Context(), g)
 	}
 	if err == nil {
 		t.Error("a stream that does not exist took a message")
 	}
-	if _, err := a.Append(changes(1, 10, "y")); err == nil {
+	if _, err := a.Append(t.Context(), changes(1, 10, "y")); err == nil {
 		t.Error("an appender that had failed went on")
 	}
 	if err := a.Close(); err != nil {

@@ -28,7 +28,8 @@ const (
 	// A group ends at groupMessages or groupBytes.
 	groupMessages = 1000
 	groupBytes    = 4 << 20
-	// groupsAhead is how many groups may be sent and not yet answered.
+	// groupsAhead is how many groups may be under way: one is sent, and the next
+	// one goes when that is answered.
 	groupsAhead = 2
 	// queueBytes is how much may wait to be sent before the source is held.
 	queueBytes = 8 << 20
@@ -360,7 +361,7 @@ func (w *writer) Run(ctx context.Context) error {
 			if msgs == nil {
 				break
 			}
-			g, err := w.send(msgs)
+			g, err := w.send(ctx, msgs)
 			if err != nil {
 				w.mu.Lock()
 				defer w.mu.Unlock()
@@ -409,11 +410,11 @@ func (w *writer) take() []*message {
 	return msgs
 }
 
-func (w *writer) send(msgs []*message) (*group, error) {
+func (w *writer) send(ctx context.Context, msgs []*message) (*group, error) {
 	crashpoint.Here(crashpoint.CDCPacked)
 	g := &group{messages: len(msgs)}
 	// Each group begins a trace; its messages carry it to who reads them.
-	ctx, span := w.trace.Start(context.Background(), "cdc store", trace.SpanKindProducer, attribute.String(telemetry.KeyClient, w.client))
+	tctx, span := w.trace.Start(context.Background(), "cdc store", trace.SpanKindProducer, attribute.String(telemetry.KeyClient, w.client))
 	g.span = span
 	out := make([]*nats.Msg, len(msgs))
 	for i, m := range msgs {
@@ -423,7 +424,7 @@ func (w *writer) send(msgs []*message) (*group, error) {
 			changefeed.HeaderCount: {strconv.Itoa(m.count)},
 			changefeed.HeaderMark:  {m.mark},
 		}
-		telemetry.Inject(ctx, h)
+		telemetry.Inject(tctx, h)
 		if m.prev != "" {
 			h[changefeed.HeaderPrev] = []string{string(m.prev)}
 		}
@@ -444,7 +445,7 @@ func (w *writer) send(msgs []*message) (*group, error) {
 			g.schemas = append(g.schemas, *m.schema)
 		}
 	}
-	sent, err := w.out.Append(out)
+	sent, err := w.out.Append(ctx, out)
 	if err != nil {
 		telemetry.End(span, string(athena.CodeOf(err)))
 		return nil, err
