@@ -121,6 +121,9 @@ func TestFromHeader(t *testing.T) {
 		"another scheme and a key":        {headers: []string{"Authorization: Basic xx", "apikey: k1"}, want: "k1"},
 		"an empty header is none":         {headers: []string{"apikey: ", "Authorization: Bearer"}},
 		"a cookie is not a key":           {headers: []string{"Cookie: apikey=k1"}},
+		"a subprotocol":                   {headers: []string{"Sec-WebSocket-Protocol: athena, ath_1"}, want: "ath_1"},
+		"another subprotocol":             {headers: []string{"Sec-WebSocket-Protocol: athena, chat"}},
+		"a subprotocol and another key":   {headers: []string{"Sec-WebSocket-Protocol: ath_1", "apikey: ath_2"}, code: athena.CodeInvalidRequest},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
