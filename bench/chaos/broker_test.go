@@ -126,7 +126,7 @@ func broker() []scenario {
 				s.enable(nil)
 				stop := s.load(Load{})
 				s.rest(time.Second)
-				for range 3 {
+				for range choose(6, 20) {
 					// It says nothing, as one does that speaks of a snapshot.
 					last, err := s.bus.LastMsg(s.ctx, bus.CDCStream(client), "ath.>")
 					s.check(err)

@@ -76,22 +76,23 @@ func TestChaos(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for round := range *rounds {
-		for _, sc := range scenarios() {
-			switch {
-			case *only == "" && !*all && sc.name != short, !match.MatchString(sc.name), *quick && sc.long:
-				continue
-			}
-			t.Run(sc.name, func(t *testing.T) {
-				if !sc.alone {
-					t.Parallel()
+	for round := range uint64(*rounds) {
+		t.Run(fmt.Sprintf("seed %d", *seed+round), func(t *testing.T) {
+			for _, sc := range scenarios() {
+				switch {
+				case *only == "" && !*all && sc.name != short, !match.MatchString(sc.name), *quick && sc.long:
+					continue
 				}
-				ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
-				defer cancel()
-				s := newStage(ctx, t, sc.rig, *seed+uint64(round))
-				sc.run(s)
-			})
-		}
+				t.Run(sc.name, func(t *testing.T) {
+					if !sc.alone {
+						t.Parallel()
+					}
+					ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
+					defer cancel()
+					sc.run(newStage(ctx, t, sc.rig, *seed+round))
+				})
+			}
+		})
 	}
 }
 

@@ -75,6 +75,9 @@ func (o *order) headers(m Message, client string, changes []cdc.Change, report f
 	switch {
 	case len(changes) > 0:
 		want["Ath-First"], want["Ath-Pos"] = string(changes[0].Pos), string(changes[len(changes)-1].Pos)
+		if o.last != "" && changes[0].Prefix != begin { // from there on nothing follows from what was
+			want["Ath-Prev"] = string(o.last)
+		}
 	case o.last != "": // it says how far a snapshot is, and stands where its last row does
 		want["Ath-Pos"] = string(o.last)
 	}
