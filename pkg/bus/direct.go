@@ -156,6 +156,37 @@ func (b *Bus) LastFor(ctx context.Context, stream string, subjects []string) (ma
 	return out, nil
 }
 
+// LastOf is LastFor of all subjects that match a filter. It sees every write that
+// was acknowledged before it was called.
+func (b *Bus) LastOf(ctx context.Context, stream, filter string) (map[string]Raw, error) {
+	ctx, cancel := context.WithTimeout(ctx, readTimeout)
+	defer cancel()
+	for wait := 5 * time.Millisecond; ; wait = min(2*wait, 250*time.Millisecond) {
+		newest, err := b.LastMsg(ctx, stream, filter)
+		if errors.Is(err, ErrNoMessage) {
+			return nil, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		// A replica has everything up to the newest message that it has.
+		out, err := b.LastFor(ctx, stream, []string{filter})
+		if err != nil {
+			return nil, err
+		}
+		for _, r := range out {
+			if r.Sequence >= newest.Sequence {
+				return out, nil
+			}
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return nil, unread(stream, ctx.Err())
+		}
+	}
+}
+
 // Scan returns up to most messages from a sequence on whose subject matches the
 // filter, in order. With replicas it may lag behind writes by milliseconds.
 func (b *Bus) Scan(ctx context.Context, stream, filter string, from uint64, most int) ([]Raw, error) {

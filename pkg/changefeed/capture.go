@@ -116,12 +116,22 @@ func (c Capture) Setup() driver.ChangeSetup {
 type Origin struct {
 	Capture string `json:"capture"` // its ID
 	Source  string `json:"source"`  // driver.ChangeStart.Source
-	// Tables are those that the publication has.
-	Tables []driver.TableName `json:"tables"`
-	Begin  cdc.Position       `json:"begin"`
+	// Tables are those that the publication has, made with InsertsOnly.
+	Tables      []driver.TableName `json:"tables"`
+	InsertsOnly bool               `json:"inserts_only,omitempty"`
+	Begin       cdc.Position       `json:"begin"`
 	// Confirmed is the highest mark that may have been confirmed without a
 	// transaction of the stream behind it; see driver.ChangeConfig.
 	Confirmed string `json:"confirmed"`
+	// Read says that the first snapshot is over.
+	Read bool `json:"read,omitempty"`
+	// Last and Sequence are where the stream ended at some time since. It says so
+	// itself as long as it holds anything; it is not the same one if it ends
+	// before.
+	Last     cdc.Position `json:"last,omitempty"`
+	Sequence uint64       `json:"sequence,omitempty"`
+
+	Revision uint64 `json:"-"`
 }
 
 // State is how a capture fares.

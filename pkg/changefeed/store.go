@@ -190,27 +190,33 @@ func (s *Store) ForgetCapture(ctx context.Context, client string) error {
 	return errors.Join(errs...)
 }
 
-// Origin returns what is kept of a capture's beginning; false if it has not
-// begun.
-func (s *Store) Origin(ctx context.Context, c Capture) (Origin, bool, error) {
+// Origin returns what is kept of a capture's beginning, or of an earlier capture's
+// and false if this one has not begun.
+func (s *Store) Origin(ctx context.Context, c Capture) (o Origin, begun bool, err error) {
 	// Not the copy, which may lag behind another worker's writes.
-	e, err := s.kv.Get(ctx, kindOrigin+"."+c.Client)
-	if errors.Is(err, jetstream.ErrKeyNotFound) {
+	m, err := s.bus.LastMsg(ctx, "KV_"+bus.BucketCDC, "$KV."+bus.BucketCDC+"."+kindOrigin+"."+c.Client)
+	if errors.Is(err, bus.ErrNoMessage) || err == nil && len(m.Data) == 0 { // or what marks its removal
 		return Origin{}, false, nil
 	}
 	if err != nil {
-		return Origin{}, false, unavailable(err)
-	}
-	var o Origin
-	if err := json.Unmarshal(e.Value(), &o); err != nil {
 		return Origin{}, false, err
 	}
+	if err := json.Unmarshal(m.Data, &o); err != nil {
+		return Origin{}, false, err
+	}
+	o.Revision = m.Sequence
 	return o, o.Capture == c.ID, nil
 }
 
-// PutOrigin stores what is kept of a capture's beginning.
-func (s *Store) PutOrigin(ctx context.Context, client string, o Origin) error {
-	return s.set(ctx, kindOrigin+"."+client, o)
+// PutOrigin stores what is kept of a capture's beginning, over the revision that
+// it has; 0 is a new one. A worker that was overtaken gets a conflict error, also
+// where its write comes late.
+func (s *Store) PutOrigin(ctx context.Context, client string, o Origin) (Origin, error) {
+	rev, err := s.put(ctx, kindOrigin+"."+client, o, o.Revision)
+	if err == nil {
+		o.Revision = rev
+	}
+	return o, err
 }
 
 // Status returns how a client's capture fares, as far as was told.

@@ -81,7 +81,7 @@ func (s *Store) TableVersions(ctx context.Context, client string) (map[driver.Ta
 	for _, v := range s.tableVersions(client) {
 		out[v.Table] = v
 	}
-	last, err := s.bus.LastFor(ctx, bus.CDCStream(client), []string{bus.CDCSchema(client, bus.Any, bus.Any)})
+	last, err := s.bus.LastOf(ctx, bus.CDCStream(client), bus.CDCSchema(client, bus.Any, bus.Any))
 	if err != nil {
 		return nil, err
 	}
@@ -112,7 +112,7 @@ func tableVersionKey(client string, t driver.TableName) string {
 
 // Progress returns how far a client's snapshots are, by id, as the stream has it.
 func (s *Store) Progress(ctx context.Context, client string) (map[string]SnapshotProgress, error) {
-	last, err := s.bus.LastFor(ctx, bus.CDCStream(client), []string{bus.CDCSnapshot(client, bus.Any)})
+	last, err := s.bus.LastOf(ctx, bus.CDCStream(client), bus.CDCSnapshot(client, bus.Any))
 	if err != nil {
 		return nil, err
 	}

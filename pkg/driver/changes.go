@@ -174,7 +174,9 @@ type ChangeStream interface {
 	// Snapshot opens a reader of one table beside the stream. What it reads
 	// while Pause holds the stream has in it every transaction that the stream
 	// has handed over, and may have later ones, which the stream hands over
-	// again: so the rows belong where the stream is held.
+	// again: so the rows belong where the stream is held. Of a table that is
+	// fresh it fails with ErrNotYet until all transactions have ended that ran
+	// when the stream was opened.
 	Snapshot(ctx context.Context, t SnapshotTable) (TableReader, error)
 	// Close ends the connection. A stream that still runs fails.
 	Close(ctx context.Context) error
@@ -268,6 +270,9 @@ type SnapshotTable struct {
 	Table TableName `json:"table"`
 	// Where restricts the rows, in the engine's language; empty is all.
 	Where string `json:"where,omitempty"`
+	// Fresh says that the table may be captured only of late, so that what a
+	// transaction did before that comes in no other way.
+	Fresh bool `json:"fresh,omitempty"`
 }
 
 // TableReader reads a table in chunks, ordered by key. It is not safe for
@@ -291,6 +296,9 @@ type TableReader interface {
 // ErrSpillFull is in the chain of the error with which a stream ends that has no
 // room for a transaction which is not yet committed.
 var ErrSpillFull = errors.New("driver: there is no room for the open transactions")
+
+// ErrNotYet is in the chain of the error of a reader that can be had later.
+var ErrNotYet = errors.New("driver: transactions from before the table was captured still run")
 
 // ErrTableChanged is in the chain of Next's error where the table no longer has
 // the columns that were told.

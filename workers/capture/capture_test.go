@@ -559,6 +559,152 @@ func TestTablesOfACaptureChange(t *testing.T) {
 	}
 }
 
+// What a transaction wrote to a table before that was captured comes with the
+// table's rows, though the transaction ends long after.
+func TestTableThatComesWhileATransactionHasWrittenToIt(t *testing.T) {
+	t.Parallel()
+	d := deploy(t, `CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE u (id int PRIMARY KEY, v text)`)
+	c := d.enable(nil, "t")
+	d.work()
+	d.awaitState(changefeed.Streaming)
+	long, err := pgx.ConnectConfig(t.Context(), d.db.Config().Copy())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer long.Close(context.Background())
+	if _, err := long.Exec(t.Context(), "BEGIN; INSERT INTO u VALUES (1, 'long')"); err != nil {
+		t.Fatal(err)
+	}
+	c.Tables = append(c.Tables, driver.TableName{Schema: "public", Table: "u"})
+	if _, err := d.store.PutCapture(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	d.await("the table", func() bool {
+		var n int
+		err := d.db.QueryRow(t.Context(), "SELECT count(*) FROM pg_publication_tables WHERE tablename = 'u'").Scan(&n)
+		return err == nil && n == 1
+	})
+	d.exec("INSERT INTO t VALUES (1, 'goes on'); INSERT INTO u VALUES (2, 'short')")
+	d.equal("t")
+	d.await("what is waited for", func() bool {
+		st, _ := d.store.Status(d.client)
+		return st.State == changefeed.Streaming && strings.Contains(st.Progress, "waits for transactions")
+	})
+	if _, err := long.Exec(t.Context(), "COMMIT"); err != nil {
+		t.Fatal(err)
+	}
+	d.equal("u")
+	d.await("its end", func() bool {
+		st, _ := d.store.Status(d.client)
+		return st.Progress == "" && len(d.store.SnapshotRequests(d.client)) == 0
+	})
+}
+
+// A capture that is enabled with inserts_only lets a table that has lost its key
+// go on, which the publication of updates would not.
+func TestInsertsOnlyOfACaptureThatRuns(t *testing.T) {
+	t.Parallel()
+	d := deploy(t, `CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'a')`)
+	c := d.enable(nil, "t")
+	d.work()
+	d.awaitState(changefeed.Streaming)
+	d.exec("ALTER TABLE t DROP CONSTRAINT t_pkey")
+	if _, err := d.db.Exec(t.Context(), "UPDATE t SET v = 'b'"); err == nil {
+		t.Fatal("the server lets updates be that have no identity")
+	}
+	c.InsertsOnly = true
+	if _, err := d.store.PutCapture(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	d.await("the application's update", func() bool {
+		_, err := d.db.Exec(t.Context(), "UPDATE t SET v = 'b'")
+		return err == nil
+	})
+}
+
+// What the stream has let go of, all of it, is no loss of the source's; and who
+// reads it is told as ever.
+func TestStreamThatHoldsNothingAnyMore(t *testing.T) {
+	t.Parallel()
+	d := deploy(t, `CREATE TABLE t (id int PRIMARY KEY, v text)`)
+	d.enable(nil, "t")
+	stop := d.work()
+	d.awaitState(changefeed.Streaming)
+	d.exec("INSERT INTO t VALUES (1, 'one'); INSERT INTO t VALUES (2, 'two')")
+	d.equal("t")
+	list := d.read()
+	first, last := list[0].Pos, list[len(list)-1].Pos
+	stop()
+	s, err := d.bus.JetStream().Stream(t.Context(), bus.CDCStream(d.client))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Purge(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	d.work()
+	d.exec("INSERT INTO t VALUES (3, 'three')")
+	d.await("the change", func() bool { return len(d.read()) == 1 })
+	if st := d.awaitState(changefeed.Streaming); st.Restarts > 0 {
+		t.Errorf("it stumbled: %+v", st)
+	}
+	if _, err := d.store.CursorAt(t.Context(), d.client, string(first)); athena.CodeOf(err) != athena.CodeCursorExpired {
+		t.Errorf("a reader from before is told %v", err)
+	}
+	if _, err := d.store.CursorAt(t.Context(), d.client, string(last)); err != nil {
+		t.Errorf("a reader who had all is told %v", err)
+	}
+}
+
+// A stream that was removed, or restored, lacks what the source has let go of.
+func TestStreamThatWasRemoved(t *testing.T) {
+	t.Parallel()
+	d := deploy(t, `CREATE TABLE t (id int PRIMARY KEY, v text)`)
+	d.enable(nil, "t")
+	d.work()
+	d.awaitState(changefeed.Streaming)
+	d.exec("INSERT INTO t VALUES (1, 'one')")
+	d.equal("t")
+	// It is removed behind the record of how far it was.
+	d.await("the record", func() bool {
+		c, _ := d.store.Capture(d.client)
+		o, _, err := d.store.Origin(t.Context(), c)
+		return err == nil && o.Sequence > 1
+	})
+	if err := d.bus.JetStream().DeleteStream(t.Context(), bus.CDCStream(d.client)); err != nil {
+		t.Fatal(err)
+	}
+	d.exec("INSERT INTO t VALUES (2, 'two')")
+	if st := d.awaitState(changefeed.Failed); st.Cause.Code != "stream_behind" || st.Cause.Runbook == "" {
+		t.Errorf("the cause is %+v", st.Cause)
+	}
+}
+
+// A capture that cannot begin, since its stream is another database's, leaves
+// nothing at the source.
+func TestStreamOfAnotherDatabase(t *testing.T) {
+	t.Parallel()
+	d := deploy(t, `CREATE TABLE t (id int PRIMARY KEY, v text)`)
+	if _, err := d.bus.JetStream().CreateStream(t.Context(), bus.CDCConfig(d.client, time.Hour, 1<<20, 1)); err != nil {
+		t.Fatal(err)
+	}
+	msg := nats.NewMsg(bus.CDC(d.client, "public", "t"))
+	msg.Header.Set(changefeed.HeaderPos, "FFFFFFFF00000000.00000001")
+	if _, err := d.bus.JetStream().PublishMsg(t.Context(), msg); err != nil {
+		t.Fatal(err)
+	}
+	c := d.enable(nil, "t")
+	d.work()
+	if st := d.awaitState(changefeed.Failed); st.Cause.Code != "stream_ahead" {
+		t.Errorf("the cause is %+v", st.Cause)
+	}
+	var left int
+	if err := d.db.QueryRow(t.Context(), `SELECT (SELECT count(*) FROM pg_replication_slots WHERE slot_name = $1) +
+		(SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'athena-cdc-%' AND datname = current_database())`, c.Slot).Scan(&left); err != nil || left != 0 {
+		t.Errorf("%d slots and connections are left, %v", left, err)
+	}
+}
+
 func TestRemoval(t *testing.T) {
 	t.Parallel()
 	d := deploy(t, `CREATE TABLE t (id int PRIMARY KEY, v text)`)

@@ -32,10 +32,14 @@ type session struct {
 	capture changefeed.Capture
 	source  driver.ChangeSource
 	backend driver.Backend // the same, to ask what an error means
-	origin  changefeed.Origin
+
+	originMu sync.Mutex
+	origin   changefeed.Origin
+
 	*writer
 	versions *versions
 	open     atomic.Pointer[driver.ChangeStream]
+	tail     atomic.Pointer[group] // the last one that is stored
 
 	snapshots snapshots
 	noStream  bool // large transactions wait at the source: there was no room for them here
@@ -58,6 +62,10 @@ func (s *session) run(ctx context.Context) error {
 		return err
 	}
 	s.origin = origin
+	if begun && end.Sequence < origin.Sequence {
+		return &driver.SourceLost{Code: "stream_behind", Message: fmt.Sprintf(
+			"the stream ends with message %d, and had %d: it was removed, or restored, and lacks changes that the source has let go of; disable the capture and enable it again, or set on_loss to resnapshot", end.Sequence, origin.Sequence)}
+	}
 	var snapshot driver.ChangeSnapshot
 	if !begun {
 		snapshot, err = s.begin(ctx, end)
@@ -72,8 +80,9 @@ func (s *session) run(ctx context.Context) error {
 	}
 
 	// Behind what is stored, or where the capture began if that is later: the
-	// stream may hold an earlier capture's changes.
-	last := max(end.Pos, s.origin.Begin)
+	// stream may hold an earlier capture's changes. Or it holds nothing any more.
+	last := max(end.Pos, s.origin.Begin, s.origin.Last)
+	s.tail.Store(&group{last: last, seq: end.Sequence})
 	confirmed := max(end.Mark, s.origin.Confirmed)
 	out, err := bus.NewAppender(s.Bus.Conn(), bus.CDCStream(s.capture.Client), end.Sequence)
 	if err != nil {
@@ -117,7 +126,7 @@ func (s *session) run(ctx context.Context) error {
 // than before. The rows of those that came are read beside the stream, if the
 // capture wants rows.
 func (s *session) adapt(ctx context.Context) error {
-	if slices.Equal(s.origin.Tables, s.capture.Tables) {
+	if slices.Equal(s.origin.Tables, s.capture.Tables) && s.origin.InsertsOnly == s.capture.InsertsOnly {
 		return nil
 	}
 	s.status.set(changefeed.Starting, "changes the publication")
@@ -130,7 +139,7 @@ func (s *session) adapt(ctx context.Context) error {
 	}
 	for _, t := range s.capture.Tables {
 		if !slices.Contains(s.origin.Tables, t) {
-			rows.Tables = append(rows.Tables, driver.SnapshotTable{Table: t})
+			rows.Tables = append(rows.Tables, driver.SnapshotTable{Table: t, Fresh: true})
 		}
 	}
 	if s.capture.Snapshot == changefeed.SnapshotInitial && len(rows.Tables) > 0 {
@@ -138,8 +147,33 @@ func (s *session) adapt(ctx context.Context) error {
 			return err
 		}
 	}
-	s.origin.Tables = s.capture.Tables
-	return s.store.PutOrigin(ctx, s.capture.Client, s.origin)
+	return s.keep(ctx, func(o *changefeed.Origin) { o.Tables, o.InsertsOnly = s.capture.Tables, s.capture.InsertsOnly })
+}
+
+// keep puts a change of the origin on record.
+func (s *session) keep(ctx context.Context, change func(*changefeed.Origin)) error {
+	s.originMu.Lock()
+	defer s.originMu.Unlock()
+	o := s.origin
+	for again := true; ; again = false {
+		change(&o)
+		now, err := s.store.PutOrigin(ctx, s.capture.Client, o)
+		if err == nil {
+			s.origin = now
+			return nil
+		}
+		if !again || athena.CodeOf(err) != athena.CodeConflict {
+			return err
+		}
+		// An earlier one that had no answer was stored after all.
+		var begun bool
+		if o, begun, err = s.store.Origin(ctx, s.capture); err != nil {
+			return err
+		}
+		if !begun {
+			return errRemoved
+		}
+	}
 }
 
 // noteGap tells the readers of an earlier capture's changes that this one begins
@@ -149,7 +183,7 @@ func (s *session) noteGap(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return s.Note(ctx, "athena.begin", content)
+	return s.Note(ctx, changefeed.PrefixBegin, content)
 }
 
 // headerRoom is what a message's headers may take.
@@ -171,11 +205,20 @@ func (s *session) begin(ctx context.Context, end changefeed.End) (driver.ChangeS
 	s.status.set(changefeed.Starting, "")
 	crashpoint.Here(crashpoint.CDCStarted)
 	if end.Pos > start.Begin {
-		return snapshot, &driver.SourceLost{Code: "stream_ahead", Message: fmt.Sprintf(
+		if snapshot != nil { // the slot is ours, and of no use
+			_ = snapshot.Close(ctx)
+			if err := s.source.DropChanges(ctx, setup); err != nil {
+				return nil, err
+			}
+		}
+		return nil, &driver.SourceLost{Code: "stream_ahead", Message: fmt.Sprintf(
 			"the stream ends at %s, beyond %s where the source begins: it holds changes of another database; enable the capture with purge to start a new stream", end.Pos, start.Begin)}
 	}
-	s.origin = changefeed.Origin{Capture: s.capture.ID, Source: start.Source, Begin: start.Begin, Confirmed: start.Confirmed, Tables: setup.Tables}
-	return snapshot, s.store.PutOrigin(ctx, s.capture.Client, s.origin)
+	s.origin, err = s.store.PutOrigin(ctx, s.capture.Client, changefeed.Origin{
+		Capture: s.capture.ID, Source: start.Source, Begin: start.Begin, Confirmed: start.Confirmed, Sequence: end.Sequence,
+		Tables: setup.Tables, InsertsOnly: setup.InsertsOnly, Revision: s.origin.Revision,
+	})
+	return snapshot, err
 }
 
 // follow reads the log.
@@ -192,6 +235,11 @@ func (s *session) follow(ctx context.Context, last cdc.Position, confirmed strin
 		return err
 	}
 	defer func() { _ = stream.Close(context.WithoutCancel(ctx)) }()
+	if now := stream.Source(); now != s.origin.Source { // before anything of it is stored
+		if err := s.keep(ctx, func(o *changefeed.Origin) { o.Source = now }); err != nil {
+			return err
+		}
+	}
 	s.open.Store(&stream)
 	defer s.open.Store(nil)
 	s.status.set(changefeed.Streaming, "")
@@ -207,20 +255,20 @@ func (s *session) follow(ctx context.Context, last cdc.Position, confirmed strin
 }
 
 // confirming puts a mark on record before it is confirmed without a transaction
-// behind it.
+// behind it, with the end of the stream that it may outlast.
 func (s *session) confirming(ctx context.Context, mark string) error {
-	o := s.origin
-	o.Confirmed = max(o.Confirmed, mark)
-	if err := s.store.PutOrigin(ctx, s.capture.Client, o); err != nil {
-		return err
-	}
-	s.origin = o
-	return nil
+	return s.keep(ctx, func(o *changefeed.Origin) {
+		o.Confirmed = max(o.Confirmed, mark)
+		if g := s.tail.Load(); g.seq > o.Sequence {
+			o.Last, o.Sequence = g.last, g.seq
+		}
+	})
 }
 
 // noteStored is called when a group is stored: only now may the source forget it
 // (law 1).
 func (s *session) noteStored(g *group) {
+	s.tail.Store(g)
 	if stream := s.open.Load(); stream != nil { // nil while the first snapshot is read
 		(*stream).Confirm(g.mark)
 	}
@@ -333,7 +381,8 @@ var runbook = map[string]string{
 	"slot_lost":             "raise max_slot_wal_keep_size; then athena cdc disable and enable, or on_loss=resnapshot",
 	"other_source":          "point the client at the database where the capture began, or disable and enable the capture with purge",
 	"publication_missing":   "athena cdc disable, then enable: the rows are read anew",
-	"stream_ahead":          "athena cdc enable --purge: the stream is made anew",
+	"stream_ahead":          "athena cdc disable --purge, then enable: the stream is made anew",
+	"stream_behind":         "athena cdc disable, then enable: the rows are read anew; or enable with on_loss=resnapshot",
 	"unencodable":           "mend the row at the source, or enable with on_error=dead_letter",
 	"spill_full":            "give the worker's data directory more room, or raise cdc.spill_max; nothing is lost",
 	"stream_full":           "raise max_bytes with athena cdc enable, or shorten max_age; it goes on by itself",

@@ -36,11 +36,17 @@ func initialID(c changefeed.Capture) string { return "initial-" + c.ID }
 // earlier session left is read beside the stream, since its view of the
 // database is gone; so is everything where the slot is older than the capture.
 func (s *session) firstSnapshot(ctx context.Context, snapshot driver.ChangeSnapshot) error {
-	if s.capture.Snapshot != changefeed.SnapshotInitial {
+	if s.capture.Snapshot != changefeed.SnapshotInitial || s.origin.Read {
 		return nil
 	}
 	if snapshot != nil {
-		return s.readAll(ctx, snapshot)
+		if err := s.readAll(ctx, snapshot); err != nil {
+			return err
+		}
+		if err := s.Flush(ctx); err != nil {
+			return err
+		}
+		return s.keep(ctx, wasRead)
 	}
 	progress, err := s.store.Progress(ctx, s.capture.Client)
 	if err != nil {
@@ -49,7 +55,7 @@ func (s *session) firstSnapshot(ctx context.Context, snapshot driver.ChangeSnaps
 	id := initialID(s.capture)
 	p, ok := progress[id]
 	if ok && p.State != "running" {
-		return nil
+		return s.keep(ctx, wasRead)
 	}
 	rest := changefeed.SnapshotRequest{ID: id, Client: s.capture.Client, Initial: true}
 	done := map[driver.TableName]bool{}
@@ -58,7 +64,7 @@ func (s *session) firstSnapshot(ctx context.Context, snapshot driver.ChangeSnaps
 	}
 	for _, t := range s.capture.Tables {
 		if !done[t] {
-			rest.Tables = append(rest.Tables, driver.SnapshotTable{Table: t})
+			rest.Tables = append(rest.Tables, driver.SnapshotTable{Table: t, Fresh: s.capture.TakeOver})
 		}
 	}
 	s.snapshots.rest.Store(&rest)
@@ -147,6 +153,10 @@ func (s *session) readAll(ctx context.Context, snapshot driver.ChangeSnapshot) e
 	}
 	return tell(func() { p.State = "done" })
 }
+
+// wasRead notes that the first snapshot is over, since the stream lets go of what
+// it says of it.
+func wasRead(o *changefeed.Origin) { o.Read = true }
 
 // snapshots are those that are read beside the stream, one after the other.
 type snapshots struct {
@@ -238,6 +248,10 @@ func (s *session) Pause(ctx context.Context) error {
 		return s.tellProgress(ctx, a)
 	}
 	done, err := s.chunk(ctx, a)
+	if errors.Is(err, driver.ErrNotYet) { // tend asks again
+		s.status.set(changefeed.Streaming, "a snapshot waits for transactions to end: "+err.Error())
+		return nil
+	}
 	if err != nil {
 		if done, err = a.fail(athena.AsError(dispatch.Normalize(s.backend, err))); err != nil {
 			return err
@@ -264,7 +278,7 @@ func (s *session) Pause(ctx context.Context) error {
 	}
 	if a.Initial {
 		n.rest.Store(nil)
-		return nil
+		return s.keep(ctx, wasRead)
 	}
 	// It is done as the stream says, so that a request that stays here is not
 	// begun again.
@@ -353,6 +367,7 @@ func (s *session) chunk(ctx context.Context, a *adhoc) (done bool, err error) {
 		if a.reader, err = (*s.open.Load()).Snapshot(ctx, t.SnapshotTable); err != nil {
 			return false, err
 		}
+		s.status.set(changefeed.Streaming, "")
 		if t.Total, err = a.reader.Total(ctx); err != nil {
 			return false, err
 		}

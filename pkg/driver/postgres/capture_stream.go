@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/athena-pipelines/athena/pkg/driver"
@@ -26,6 +27,7 @@ type changeStream struct {
 	cfg     driver.ChangeConfig
 	conn    *logConn
 	source  string
+	before  xidSnapshot // of the transactions that ran when it was opened
 	spool   *spool
 	decoder decoder
 
@@ -127,6 +129,13 @@ func (b *Backend) openChanges(ctx context.Context, cfg driver.ChangeConfig) (_ *
 			return nil, err
 		}
 		s.decoder.checkText = true
+	}
+	running, err := simpleQuery(ctx, conn.pg, "SELECT pg_catalog.pg_current_snapshot()::text")
+	if err != nil || len(running) != 1 {
+		return nil, fmt.Errorf("postgres: the transactions that run: %w", err)
+	}
+	if s.before, err = parseXIDs(running[0][0]); err != nil {
+		return nil, err
 	}
 	version := serverMajor(conn.pg)
 	err = pglogrepl.StartReplication(ctx, conn.pg, cfg.Slot, 0, pglogrepl.StartReplicationOptions{
@@ -513,11 +522,36 @@ func (s *changeStream) Source() string { return s.source }
 
 // Snapshot opens a reader of one table beside the stream.
 func (s *changeStream) Snapshot(ctx context.Context, t driver.SnapshotTable) (driver.TableReader, error) {
+	if t.Fresh {
+		if err := s.await(ctx); err != nil {
+			return nil, err
+		}
+	}
 	r, err := s.backend.newTableReader(ctx, s.cfg.ChangeSetup, t, s.decoder.recent.hiddenFrom)
 	if err != nil {
 		return nil, err
 	}
 	return r, nil
+}
+
+// await fails with ErrNotYet while a transaction runs that ran before. What it
+// wrote to a table before that was published is not in the log for us, and not in
+// a snapshot before it ends.
+func (s *changeStream) await(ctx context.Context) error {
+	var now string
+	if _, err := s.backend.catalog(ctx, "SELECT pg_catalog.pg_current_snapshot()::text", nil, func(rows pgx.Rows) error { return rows.Scan(&now) }); err != nil {
+		return err
+	}
+	seen, err := parseXIDs(now)
+	if err != nil {
+		return err
+	}
+	for _, xid := range s.before.open {
+		if slices.Contains(seen.open, xid) {
+			return fmt.Errorf("%w: %d of them, such as %d", driver.ErrNotYet, len(s.before.open), xid)
+		}
+	}
+	return nil
 }
 
 // Lag says how far behind the stream is.
