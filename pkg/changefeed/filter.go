@@ -1,6 +1,7 @@
 package changefeed
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -21,7 +22,8 @@ import (
 // all; a change must be wanted by each.
 type FilterSpec struct {
 	// Tables are patterns over schema.table, of which one must match; see
-	// docs/cdc.md. Messages of the log, which belong to no table, match none.
+	// docs/cdc.md. Messages of the log belong to no table and match none, but
+	// for those of a gap, which pass every filter.
 	Tables []string
 	Ops    []cdc.Op
 	// Where is an expression in CEL over op, schema, table, key, before, after.
@@ -127,10 +129,10 @@ func compileWhere(text string) (cel.Program, error) {
 
 // wants reports whether changes of a table can be wanted.
 func (f *Filter) wants(t driver.TableName) bool {
-	if f == nil || len(f.tables) == 0 {
+	if f == nil || len(f.tables) == 0 || t == (driver.TableName{}) { // a message may be a gap
 		return true
 	}
-	return t != (driver.TableName{}) && slices.ContainsFunc(f.tables, func(g glob) bool { return g.match(t) })
+	return slices.ContainsFunc(f.tables, func(g glob) bool { return g.match(t) })
 }
 
 // match reports whether a line is wanted, of a table that is. It decodes the
@@ -142,6 +144,14 @@ func (f *Filter) wants(t driver.TableName) bool {
 func (f *Filter) match(t driver.TableName, op []byte, line []byte, scratch *row) (bool, error) {
 	if f == nil {
 		return true, nil
+	}
+	if string(op) == string(cdc.Message) {
+		if isGap(line) {
+			return true, nil
+		}
+		if len(f.tables) > 0 {
+			return false, nil
+		}
 	}
 	if len(f.ops) > 0 && !slices.Contains(f.ops, cdc.Op(op)) {
 		return false, nil
@@ -161,6 +171,17 @@ func (f *Filter) match(t driver.TableName, op []byte, line []byte, scratch *row)
 		return false, nil
 	}
 	return out == types.True, nil
+}
+
+// PrefixBegin is the prefix of the message by which a capture that begins anew
+// tells the readers of an earlier one's changes that some may be missing.
+const PrefixBegin = "athena.begin"
+
+// isGap reports whether a message tells of a gap. Every reader is told, whatever
+// it filters.
+func isGap(line []byte) bool {
+	var c cdc.Change
+	return bytes.Contains(line, []byte(PrefixBegin)) && cdc.Decode(line, &c) == nil && c.Prefix == PrefixBegin
 }
 
 // A row is a change as an expression sees it. It is used for one after another.

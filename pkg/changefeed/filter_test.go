@@ -237,8 +237,16 @@ func TestOpsAndTables(t *testing.T) {
 			t.Errorf("%s: %v, %v", op, got, err)
 		}
 	}
-	if !f.wants(orders) || f.wants(driver.TableName{Schema: "sales", Table: "orders"}) || f.wants(driver.TableName{}) {
+	if !f.wants(orders) || f.wants(driver.TableName{Schema: "sales", Table: "orders"}) {
 		t.Error("tables are chosen wrongly")
+	}
+	// Messages of the log are of no table. Those that tell of a gap pass.
+	for prefix, want := range map[string]bool{"app": false, PrefixBegin: true} {
+		line := []byte(`{"pos":"1","op":"message","client":"c","prefix":"` + prefix + `","content":""}`)
+		got, err := f.match(driver.TableName{}, []byte(cdc.Message), line, &scratch)
+		if !f.wants(driver.TableName{}) || got != want || err != nil {
+			t.Errorf("a message %q: %v, %v", prefix, got, err)
+		}
 	}
 	var all *Filter
 	if !all.wants(driver.TableName{}) {
