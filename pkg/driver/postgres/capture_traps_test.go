@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -754,5 +756,73 @@ func TestHistoryHasWhatIsStored(t *testing.T) {
 		if got := has(history, tt.timeline, tt.at); got != tt.want {
 			t.Errorf("%s of timeline %s: %v", tt.at, tt.timeline, got)
 		}
+	}
+}
+
+// A standby that was promoted is gone on with where its slot is kept for that, and
+// only as long as nothing is stored that it never had.
+func TestPromotedStandby(t *testing.T) {
+	t.Parallel()
+	srv := pgtest.Server(t, map[string]string{"fsync": "off"})
+	r := newCaptureRig(t, srv.DSN("postgres"), `CREATE TABLE t (id int PRIMARY KEY)`, "t")
+	s := newRecorder(t)
+	stop := r.follow(s, nil)
+	r.exec("INSERT INTO t VALUES (1)")
+	s.await("the row", s.has(2))
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	kept := serverMajor(r.conn.PgConn()) >= 17
+	if kept {
+		r.waitFor("(SELECT NOT active FROM pg_replication_slots WHERE slot_name = '"+r.cfg.Slot+"')", 10*time.Second)
+		r.exec("SELECT pg_drop_replication_slot($1)", r.cfg.Slot)
+		r.exec("SELECT pg_create_logical_replication_slot($1, 'pgoutput', false, false, true)", r.cfg.Slot)
+	}
+	if err := os.WriteFile(filepath.Join(r.value("SHOW data_directory"), "standby.signal"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := srv.Restart(t.Context(), localpg.Fast); err != nil {
+		t.Fatal(err)
+	}
+	conn, err := pgx.Connect(t.Context(), srv.DSN("postgres"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close(context.Background()) })
+	r.conn = conn
+	r.exec("SELECT pg_promote()")
+
+	open := func(after cdc.Position) (driver.ChangeStream, string) {
+		cfg := r.cfg
+		cfg.Source, cfg.After = s.stream.Source(), after
+		for end := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+			stream, err := r.b.OpenChanges(t.Context(), cfg)
+			var lost *driver.SourceLost
+			switch {
+			case err == nil:
+				stream.Close(t.Context())
+				return stream, ""
+			case errors.As(err, &lost):
+				return nil, lost.Code
+			case time.Now().After(end): // connections of the pool are from before
+				t.Fatal(err)
+			}
+		}
+	}
+	if _, code := open("FFFFFFFF00000000.00000001"); code != "other_source" {
+		t.Errorf("a stream that has more: %q", code)
+	}
+	stream, code := open(s.changes[1].Pos)
+	if !kept {
+		if code != "other_source" {
+			t.Errorf("a slot that is not kept for it: %q", code)
+		}
+		return
+	}
+	if code != "" {
+		t.Fatal(code)
+	}
+	if was, is := s.stream.Source(), stream.Source(); strings.Replace(was, "/1/", "/2/", 1) != is {
+		t.Errorf("the source was %s and is %s", was, is)
 	}
 }
