@@ -213,7 +213,8 @@ func TestACaptureIsEnabledChangedAndEnded(t *testing.T) {
 	w.do("POST", "/cdc/shop/enable", `{"tables":["public.orders"]}`).Want(t, 409, athena.CodeConflict)
 
 	// The worker is done. What it has left goes on, unless it is purged.
-	if err := w.Changes.ForgetCapture(t.Context(), "shop"); err != nil {
+	gone, _ := w.Changes.Capture("shop")
+	if err := w.Changes.ForgetCapture(t.Context(), gone); err != nil {
 		t.Fatal(err)
 	}
 	waitFor(t, "the capture to be gone", func() bool { _, ok := w.Changes.Capture("shop"); return !ok })
@@ -224,7 +225,8 @@ func TestACaptureIsEnabledChangedAndEnded(t *testing.T) {
 	if v.Capture.ID == c.ID || v.Stream == nil || v.Stream.Messages != 2 || v.Status.State != changefeed.Waiting || v.Status.Position != "" {
 		t.Errorf("got %+v, %+v", v, v.Status)
 	}
-	if err := w.Changes.ForgetCapture(t.Context(), "shop"); err != nil {
+	gone, _ = w.Changes.Capture("shop")
+	if err := w.Changes.ForgetCapture(t.Context(), gone); err != nil {
 		t.Fatal(err)
 	}
 	waitFor(t, "the capture to be gone", func() bool { _, ok := w.Changes.Capture("shop"); return !ok })

@@ -76,7 +76,18 @@ func TestAnOriginIsWrittenOverTheOneThatWasRead(t *testing.T) {
 	if got, begun, err := store.Origin(t.Context(), c); err != nil || !begun || got.Confirmed != "2" {
 		t.Errorf("the origin is %+v, %v, %v", got, begun, err)
 	}
-	if err := store.ForgetCapture(t.Context(), "shop"); err != nil {
+	if c, err = store.PutCapture(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	before := c
+	c.Purge = true
+	if c, err = store.PutCapture(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	if err := store.ForgetCapture(t.Context(), before); athena.CodeOf(err) != athena.CodeConflict {
+		t.Errorf("a capture that is another one now is removed: %v", err)
+	}
+	if err := store.ForgetCapture(t.Context(), c); err != nil {
 		t.Fatal(err)
 	}
 	if got, begun, err := store.Origin(t.Context(), c); err != nil || begun || got.Revision != 0 {

@@ -118,15 +118,11 @@ func (s *Store) put(ctx context.Context, key string, v any, revision uint64) (ui
 	} else {
 		now, err = s.kv.Update(ctx, key, raw, revision)
 	}
-	var refusal *jetstream.APIError
-	switch {
-	case err == nil:
-		s.mirror.Store(key, now, raw)
-		return now, nil
-	case errors.Is(err, jetstream.ErrKeyExists), errors.As(err, &refusal) && refusal.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence:
-		return 0, athena.Wrap(athena.CodeConflict, err, "it was changed meanwhile; read it again")
+	if err != nil {
+		return 0, unavailable(err)
 	}
-	return 0, unavailable(err)
+	s.mirror.Store(key, now, raw)
+	return now, nil
 }
 
 // set writes a key whatever it holds.
@@ -143,16 +139,21 @@ func (s *Store) set(ctx context.Context, key string, v any) error {
 	return nil
 }
 
-func (s *Store) remove(ctx context.Context, key string) error {
-	if err := s.kv.Delete(ctx, key); err != nil && !errors.Is(err, jetstream.ErrKeyNotFound) {
+func (s *Store) remove(ctx context.Context, key string, opts ...jetstream.KVDeleteOpt) error {
+	if err := s.kv.Delete(ctx, key, opts...); err != nil && !errors.Is(err, jetstream.ErrKeyNotFound) {
 		return unavailable(err)
 	}
 	return nil
 }
 
+// unavailable is the error for a write or a read that failed.
 func unavailable(err error) error {
-	if errors.Is(err, context.Canceled) {
+	var refusal *jetstream.APIError
+	switch {
+	case errors.Is(err, context.Canceled):
 		return err
+	case errors.Is(err, jetstream.ErrKeyExists), errors.As(err, &refusal) && refusal.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence:
+		return athena.Wrap(athena.CodeConflict, err, "it was changed meanwhile; read it again")
 	}
 	return athena.Wrap(athena.CodeBusUnavailable, err, "bucket %s cannot be reached", bus.BucketCDC)
 }
@@ -177,17 +178,18 @@ func (s *Store) PutCapture(ctx context.Context, c Capture) (Capture, error) {
 	return c, err
 }
 
-// ForgetCapture removes a capture with all that is kept of it but its stream,
-// its subscriptions and their cursors.
-func (s *Store) ForgetCapture(ctx context.Context, client string) error {
+// ForgetCapture removes a capture, at the revision that it has, with all that is
+// kept of it but its stream, its subscriptions and their cursors. A conflict error
+// says that it is another one now.
+func (s *Store) ForgetCapture(ctx context.Context, c Capture) error {
 	var errs []error
-	for _, r := range s.SnapshotRequests(client) {
-		errs = append(errs, s.ForgetSnapshot(ctx, client, r.ID))
+	for _, r := range s.SnapshotRequests(c.Client) {
+		errs = append(errs, s.ForgetSnapshot(ctx, c.Client, r.ID))
 	}
-	for _, kind := range []string{kindStatus, kindOrigin, kindCapture} {
-		errs = append(errs, s.remove(ctx, kind+"."+client))
+	for _, kind := range []string{kindStatus, kindOrigin} {
+		errs = append(errs, s.remove(ctx, kind+"."+c.Client))
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, s.remove(ctx, kindCapture+"."+c.Client, jetstream.LastRevision(c.Revision)))...)
 }
 
 // Origin returns what is kept of a capture's beginning, or of an earlier capture's

@@ -72,7 +72,7 @@ func (s *Store) DropStream(ctx context.Context, client string) error {
 
 // TableVersions returns the last column set of each table that the client's
 // stream has had. What is in the stream counts; the bucket has those that have
-// aged out of it.
+// aged out of it, and is told here of what a crash kept from it.
 func (s *Store) TableVersions(ctx context.Context, client string) (map[driver.TableName]TableVersion, error) {
 	if err := s.Sync(ctx); err != nil {
 		return nil, unavailable(err)
@@ -91,7 +91,13 @@ func (s *Store) TableVersions(ctx context.Context, client string) (map[driver.Ta
 			return nil, err
 		}
 		t := driver.TableName{Schema: c.Schema, Table: c.Table}
-		out[t] = TableVersion{Table: t, Version: c.SchemaVersion, Columns: c.Columns}
+		v := TableVersion{Table: t, Version: c.SchemaVersion, Columns: c.Columns}
+		if out[t].Version != v.Version {
+			if err := s.PutTableVersion(ctx, client, v); err != nil {
+				return nil, err
+			}
+		}
+		out[t] = v
 	}
 	return out, nil
 }

@@ -3,6 +3,7 @@ package capture
 import (
 	"cmp"
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -291,12 +292,21 @@ func (s *session) Reject(ctx context.Context, r driver.Rejected) error {
 	if s.capture.OnError == changefeed.Stop {
 		return &unencodable{r}
 	}
-	body, err := json.Marshal(struct {
+	letter := struct {
 		Kind   string `json:"kind"`
 		Client string `json:"client"`
 		driver.Rejected
-		At time.Time `json:"at"`
-	}{"cdc", s.capture.Client, r, time.Now().UTC()})
+		RawRef json.RawMessage `json:"raw_ref,omitempty"` // in place of raw, where that is too large
+		At     time.Time       `json:"at"`
+	}{Kind: "cdc", Client: s.capture.Client, Rejected: r, At: time.Now().UTC()}
+	if base64.StdEncoding.EncodedLen(len(r.Raw)) > s.most-headerRoom {
+		ref, err := s.large.put(ctx, r.Pos, "raw", r.Raw)
+		if err != nil {
+			return err
+		}
+		letter.Raw, letter.RawRef = nil, ref
+	}
+	body, err := json.Marshal(letter)
 	if err != nil {
 		return err
 	}

@@ -336,7 +336,7 @@ func (s *session) remove(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := s.store.ForgetCapture(ctx, s.capture.Client); err != nil {
+	if err := s.store.ForgetCapture(ctx, s.capture); err != nil {
 		return err
 	}
 	s.Log.Info("a capture was removed", telemetry.KeyClient, s.capture.Client, "purged", s.capture.Purge)

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -419,5 +420,42 @@ func TestWriterStoresANote(t *testing.T) {
 		if time.Now().After(end) {
 			t.Fatal("the note is not stored")
 		}
+	}
+}
+
+// A change that cannot be encoded is a dead letter, however large it is.
+func TestLargeDeadLetter(t *testing.T) {
+	t.Parallel()
+	b := bustest.Start(t)
+	c := changefeed.Capture{Client: "shop"}.WithDefaults()
+	r := newWriterRig(t, b, c, int(b.Conn().MaxPayload())-headerRoom, "")
+	defer r.stop()
+	s := &session{
+		runner:  &runner{Worker: &Worker{Config: Config{Bus: b, Log: slog.New(slog.DiscardHandler)}}, status: newStatus(c, "one")},
+		capture: c, writer: r.w,
+	}
+	raw := bytes.Repeat([]byte{0xff}, 7<<20)
+	if err := s.Reject(t.Context(), driver.Rejected{Pos: "0000000000000010.00000001", Op: cdc.Insert, Schema: "s", Table: "t", Raw: raw}); err != nil {
+		t.Fatal(err)
+	}
+	m, err := b.LastMsg(t.Context(), bus.StreamDead, bus.Dead("cdc", "shop"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var letter struct {
+		Raw    []byte `json:"raw"`
+		RawRef struct {
+			Ref string `json:"$ref"`
+		} `json:"raw_ref"`
+	}
+	if err := json.Unmarshal(m.Data, &letter); err != nil {
+		t.Fatal(err)
+	}
+	store, err := b.JetStream().ObjectStore(t.Context(), bus.CDCObjects("shop"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := store.GetBytes(t.Context(), letter.RawRef.Ref); err != nil || !bytes.Equal(got, raw) || letter.Raw != nil {
+		t.Errorf("%d bytes are kept, want %d, %v", len(got), len(raw), err)
 	}
 }

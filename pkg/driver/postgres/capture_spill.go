@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"github.com/athena-pipelines/athena/pkg/crashpoint"
 	"github.com/athena-pipelines/athena/pkg/driver"
@@ -52,13 +53,15 @@ func newSpool(dir string, budget, most int64) (*spool, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("postgres: the directory for open transactions: %w", err)
 	}
-	left, err := filepath.Glob(filepath.Join(dir, "*"+spillSuffix))
+	left, err := os.ReadDir(dir) // and not by a pattern, of which dir may be no part
 	if err != nil {
 		return nil, err
 	}
 	for _, f := range left {
-		if err := os.Remove(f); err != nil {
-			return nil, err
+		if strings.HasSuffix(f.Name(), spillSuffix) {
+			if err := os.Remove(filepath.Join(dir, f.Name())); err != nil {
+				return nil, err
+			}
 		}
 	}
 	return &spool{dir: dir, budget: budget, most: most, open: map[uint32]*spooled{}}, nil

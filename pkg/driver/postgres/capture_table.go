@@ -310,7 +310,18 @@ func (r *tableReader) locked(ctx context.Context) (same bool, err error) {
 	if err := r.ready(ctx); err != nil {
 		return false, err
 	}
-	if r.table.oid != told.oid || !slices.Equal(r.table.columns, told.columns) {
+	is := r.table
+	r.table = told
+	for _, c := range told.columns {
+		if i := slices.IndexFunc(is.columns, func(o publishedColumn) bool { return o.name == c.name }); i >= 0 {
+			c.index = i // others may have come
+			if is.columns[i] == c {
+				continue
+			}
+		}
+		return false, driver.ErrTableChanged
+	}
+	if is.oid != told.oid {
 		return false, driver.ErrTableChanged
 	}
 	return true, nil
