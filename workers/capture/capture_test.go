@@ -512,7 +512,10 @@ func TestSlotThatIsGone(t *testing.T) {
 			d.exec("INSERT INTO t VALUES (1, 'before')")
 			d.equal("t")
 			stop()
-			d.exec("SELECT pg_drop_replication_slot($1)", c.Slot)
+			d.await("the slot's release", func() bool {
+				_, err := d.db.Exec(t.Context(), "SELECT pg_drop_replication_slot($1)", c.Slot)
+				return err == nil
+			})
 			d.exec("INSERT INTO t VALUES (2, 'unseen')")
 			d.work()
 			if policy == changefeed.Fail {
