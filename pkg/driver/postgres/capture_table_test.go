@@ -137,8 +137,8 @@ func TestTableIsReadAsThePublicationHasIt(t *testing.T) {
 	}
 	// Columns says what the table is like now, and Next goes by that.
 	l.exec(`ALTER TABLE "my schema"."Odd.Name" ADD COLUMN late int DEFAULT 3`)
-	if _, err := r.Next(t.Context(), "", 10, func(_, _ []byte) error { return nil }); !errors.Is(err, driver.ErrTableChanged) {
-		t.Errorf("a column that was not described: %v, want ErrTableChanged", err)
+	if got, _ = chunks(t, r, 10); strings.Contains(got[0], "late") {
+		t.Errorf("a column that was not described: %v", got)
 	}
 	if _, err := r.Columns(t.Context()); err != nil {
 		t.Error(err)
