@@ -504,16 +504,18 @@ func (d *decoder) fill(c *cdc.Change, r *relation, old byte) {
 
 // appendCells appends a row as an object. A value that was not sent is taken
 // from the other row if that has it, and else left out; of the new row such
-// columns are noted.
+// columns are noted. With keyOnly it has the columns of the key; where the server
+// names none, since it describes a partitioned table and goes by the identity of
+// the partition, those that it sent.
 func (d *decoder) appendCells(dst []byte, e *rowEncoder, row, other []cell, keyOnly bool) []byte {
 	start := len(dst)
 	dst = append(dst, '{')
 	for i := range e.columns {
 		col := &e.columns[i]
-		if keyOnly && !col.key {
+		v := row[i]
+		if keyOnly && (!col.key && e.hasKey || v.form == cellNull) { // no key is null
 			continue
 		}
-		v := row[i]
 		if v.form == cellUnchanged && len(other) > 0 {
 			v = other[i]
 		}

@@ -826,3 +826,23 @@ func TestPromotedStandby(t *testing.T) {
 		t.Errorf("the source was %s and is %s", was, is)
 	}
 }
+
+// The identity that counts is that of the partition; the server describes the
+// root, which may have none.
+func TestPartitionsWithAnIdentityThatTheirRootLacks(t *testing.T) {
+	t.Parallel()
+	r := newCaptureRig(t, pgtest.DSN(t), `
+		CREATE TABLE p (id int, v text) PARTITION BY LIST (id);
+		CREATE TABLE p1 PARTITION OF p FOR VALUES IN (1); ALTER TABLE p1 REPLICA IDENTITY FULL`, "p")
+	s := newRecorder(t)
+	r.follow(s, nil)
+	r.exec("INSERT INTO p VALUES (1, 'a')")
+	r.exec("UPDATE p SET v = 'b'")
+	r.exec("DELETE FROM p")
+	s.want(
+		"schema p id:integer v:text",
+		`insert p after={"id":1,"v":"a"} n=1`,
+		`update p before={"id":1,"v":"a"} after={"id":1,"v":"b"} n=1`,
+		`delete p before={"id":1,"v":"b"} n=1`,
+	)
+}
