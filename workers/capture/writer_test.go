@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"pgregory.net/rapid"
 
@@ -457,5 +459,60 @@ func TestLargeDeadLetter(t *testing.T) {
 	}
 	if got, err := store.GetBytes(t.Context(), letter.RawRef.Ref); err != nil || !bytes.Equal(got, raw) || letter.Raw != nil {
 		t.Errorf("%d bytes are kept, want %d, %v", len(got), len(raw), err)
+	}
+}
+
+// A server that takes no more than 1 MiB, headers included, takes the largest
+// message of a table with the longest names.
+func TestWriterKeepsToTheServersPayload(t *testing.T) {
+	t.Parallel()
+	srv, err := server.NewServer(&server.Options{Port: -1, Host: "127.0.0.1", JetStream: true, StoreDir: t.TempDir(), NoSigs: true, MaxPayload: 1 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv.Start()
+	defer srv.Shutdown()
+	if !srv.ReadyForConnections(10 * time.Second) {
+		t.Fatal("the server does not come up")
+	}
+	nc, err := nats.Connect(srv.ClientURL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	b, err := bus.New(nc, bus.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := changefeed.Capture{Client: "shop", MaxBytes: 1 << 30}.WithDefaults()
+	r := newWriterRig(t, b, c, int(nc.MaxPayload())-headerRoom, "")
+	defer r.stop()
+	name := strings.Repeat("é ", 21)
+	change := func(n, size int) *cdc.Change {
+		return &cdc.Change{
+			Pos: cdc.Position(fmt.Sprintf("%016X.%08X", 16, n)), Op: cdc.Insert, Schema: name, Table: name, Key: json.RawMessage(`{"id":1}`),
+			After: json.RawMessage(`{"id":1,"v":"` + strings.Repeat("v", size) + `"}`), Tx: &cdc.Transaction{ID: "4294967295", Pos: "0000000000000010", N: uint64(n), At: time.Now()},
+		}
+	}
+	rest := len(cdc.NewEncoder("shop").Append(nil, change(1, 0)))
+	for i, size := range []int{10, r.w.most - rest, r.w.most - rest + 1, 3 << 20, 10} {
+		if err := r.w.Change(t.Context(), change(i+1, size)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := r.w.Commit(t.Context(), "F"); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.w.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, m := range r.messages(t) {
+		for range cdc.Lines(m.Data) {
+			n++
+		}
+	}
+	if n != 5 {
+		t.Errorf("%d changes are stored", n)
 	}
 }
