@@ -150,11 +150,11 @@ func (r *replica) apply(ctx context.Context, c *cdc.Change) error {
 			r.add(true, what, "insert into "+table+" ("+list(after.names)+") values ("+places(after.names)+")", after.values)
 		}
 	case cdc.Update:
-		was := key
+		was := before
 		if keyed {
 			was = pick(before, key) // the key as it was, if that changed
 			r.moved(table, was, key, what)
-		} else if was = before; len(before.names) == 0 {
+		} else if len(before.names) == 0 {
 			r.report("%s does not say of which row", what)
 			return nil
 		}

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"os"
 	"strconv"
 	"sync"
 	"time"
@@ -185,8 +184,6 @@ const statusTimeout = 10 * time.Second
 
 // interrupt makes a receive that waits fail.
 func (c *logConn) interrupt() { _ = c.pg.Conn().SetReadDeadline(time.Unix(1, 0)) }
-
-func isInterrupted(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }
 
 func formatLSN(lsn uint64) string { return fmt.Sprintf("%016X", lsn) }
 

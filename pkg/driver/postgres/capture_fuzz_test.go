@@ -14,9 +14,8 @@ import (
 // A strictSink holds what a decoder hands over to the laws of changes, whatever
 // the server sent.
 type strictSink struct {
-	t    *testing.T
-	enc  *cdc.Encoder
-	last cdc.Position
+	t   *testing.T
+	enc *cdc.Encoder
 }
 
 func (s *strictSink) Change(_ context.Context, c *cdc.Change) error {
