@@ -39,7 +39,7 @@ func scenarios() []scenario {
 }
 
 // short is the scenario that runs where nobody asks for more.
-const short = "a worker killed when a group is sent and not answered loses and repeats nothing"
+const short = "a database that crashes is captured on, and nothing is lost or repeated"
 
 var binary string // of Athena, with crash points
 
