@@ -88,7 +88,7 @@ func database() []scenario {
 				for _, stop := range stops {
 					stop()
 				}
-				s.verdict(time.Minute)
+				s.verdict(5 * time.Minute)
 			},
 		},
 		{

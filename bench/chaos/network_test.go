@@ -36,6 +36,7 @@ func network() []scenario {
 					s.rest(2 * time.Second)
 					begin := time.Now()
 					s.rig.Proxy.Strand()
+					s.rest(2 * time.Second) // what is on its way arrives
 					s.advances(90 * time.Second)
 					s.note("stranded for %.1f s", time.Since(begin).Seconds())
 				}

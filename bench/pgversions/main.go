@@ -30,7 +30,7 @@ var versions = []struct{ major, release string }{
 
 // suites are what runs on each.
 var suites = [][]string{
-	{"test", "./pkg/driver/postgres", "-count=1", "-timeout=10m", "-run", "Capture|Change|Slot|Snapshot|Stream|Publication"},
+	{"test", "./pkg/driver/postgres", "./workers/capture", "-count=1", "-timeout=15m"},
 	{"test", "./bench/chaos", "-count=1", "-timeout=20m", "-args", "-scenarios", "prepared transactions come|a savepoint that is rolled back|sent and not answered"},
 }
 
