@@ -516,3 +516,14 @@ func TestWriterKeepsToTheServersPayload(t *testing.T) {
 		t.Errorf("%d changes are stored", n)
 	}
 }
+
+// A change that cannot be encoded stops the capture where its policy says so.
+func TestUnencodableStops(t *testing.T) {
+	t.Parallel()
+	c := changefeed.Capture{Client: "shop", OnError: changefeed.Stop}.WithDefaults()
+	s := &session{runner: &runner{Worker: &Worker{}, status: newStatus(c, "one")}, capture: c}
+	err := s.Reject(t.Context(), driver.Rejected{Pos: "0000000000000010.00000001", Op: cdc.Insert, Schema: "s", Table: "t", Reason: "it is no text"})
+	if cause, failed := causeOf(err); !failed || cause.Code != "unencodable" || cause.Runbook == "" || !strings.Contains(cause.Message, "s.t") {
+		t.Errorf("the cause is %+v, %v", cause, failed)
+	}
+}

@@ -846,3 +846,30 @@ func TestPartitionsWithAnIdentityThatTheirRootLacks(t *testing.T) {
 		`delete p before={"id":1,"v":"b"} n=1`,
 	)
 }
+
+// Positions are never computed from the length of messages, which may lie beyond
+// the server's log: a value that is compressed there is longer here. And all three
+// of a status are said.
+func TestConfirmedPositionsAreTheServersOwn(t *testing.T) {
+	t.Parallel()
+	r := newCaptureRig(t, pgtest.DSN(t), `CREATE TABLE t (id int PRIMARY KEY, v text)`, "t")
+	s := newRecorder(t)
+	stop := r.follow(s, nil)
+	confirmed := "SELECT confirmed_flush_lsn - '0/0' FROM pg_replication_slots WHERE slot_name = '" + r.cfg.Slot + "'"
+	for i := range 5 {
+		r.exec("INSERT INTO t VALUES ($1, repeat('x', 4000000))", i)
+		end := r.value("SELECT pg_current_wal_insert_lsn() - '0/0'")
+		s.await("the row", s.has(2+i))
+		if got := r.value(confirmed); mustUint(t, got) > mustUint(t, r.value("SELECT pg_current_wal_insert_lsn() - '0/0'")) {
+			t.Fatalf("%s is confirmed, and the log ends at %s", got, end)
+		}
+	}
+	r.waitFor("(SELECT flush_lsn > '0/0' AND write_lsn = flush_lsn AND replay_lsn = flush_lsn FROM pg_stat_replication WHERE pid = (SELECT active_pid FROM pg_replication_slots WHERE slot_name = '"+r.cfg.Slot+"'))", 10*time.Second)
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	after := s.changes[len(s.changes)-1].Pos
+	r.exec("INSERT INTO t VALUES (9, 'next')")
+	r.follow(s, func(c *driver.ChangeConfig) { c.After = after })
+	s.await("the next row", s.has(7))
+}
