@@ -873,3 +873,41 @@ func TestConfirmedPositionsAreTheServersOwn(t *testing.T) {
 	r.follow(s, func(c *driver.ChangeConfig) { c.After = after })
 	s.await("the next row", s.has(7))
 }
+
+// A table that is altered within a transaction that the server streams is
+// described in its place there, and known from then on.
+func TestTableThatChangesWithinAStreamedTransaction(t *testing.T) {
+	t.Parallel()
+	r := newCaptureRig(t, streamingServer(t), `CREATE TABLE t (id int PRIMARY KEY, v text)`, "t")
+	s := newRecorder(t)
+	stop := r.follow(s, func(c *driver.ChangeConfig) { c.SpillMemory = 64 << 10 })
+	r.exec("INSERT INTO t VALUES (0, 'before')")
+	r.exec("BEGIN")
+	r.exec("INSERT INTO t SELECT g, repeat('a', 100) FROM generate_series(1, 3000) g")
+	r.exec("SAVEPOINT s")
+	r.exec("ALTER TABLE t ADD COLUMN gone int")
+	r.exec("INSERT INTO t SELECT g, repeat('a', 100), 1 FROM generate_series(3001, 6000) g")
+	r.exec("ROLLBACK TO SAVEPOINT s")
+	r.exec("ALTER TABLE t ADD COLUMN w int DEFAULT 7")
+	r.exec("INSERT INTO t SELECT g, repeat('a', 100) FROM generate_series(6001, 9000) g")
+	r.exec("COMMIT")
+	r.exec("INSERT INTO t VALUES (9001, 'after')")
+	s.await("all", s.has(1+1+3000+1+3000+1))
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	var schemas []string
+	for i, c := range s.changes {
+		if c.Op == cdc.Schema {
+			schemas = append(schemas, fmt.Sprintf("%d %s", i, tellChange(c)))
+		} else if i > 3002 && !strings.Contains(string(c.After), `"w":7`) {
+			t.Fatalf("change %d is %s", i, tellChange(c))
+		}
+	}
+	if got := strings.Join(schemas, "; "); got != "0 schema t id:integer* v:text; 3002 schema t id:integer* v:text w:integer" {
+		t.Errorf("described are %s", got)
+	}
+	if n := s.stream.(*changeStream).spool.spills; n == 0 {
+		t.Error("nothing went to disk: the transaction was not streamed")
+	}
+}
