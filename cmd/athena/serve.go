@@ -156,13 +156,17 @@ func (p *program) logger(cfg *config.Settings) (*slog.Logger, error) {
 	return log, err
 }
 
-// serve runs a whole server until ctx is done.
-func (p *program) serve(ctx context.Context, cfg *config.Settings) error {
+// holdMemory halves the usual slack of the heap: what lives is small, and what
+// passes through is large, as are segments of results and groups of changes.
+func (p *program) holdMemory() {
 	if p.getenv("GOGC") == "" {
-		// What lives is small, what passes through is large: results in
-		// segments of megabytes. Half the usual slack holds the memory down.
 		debug.SetGCPercent(50)
 	}
+}
+
+// serve runs a whole server until ctx is done.
+func (p *program) serve(ctx context.Context, cfg *config.Settings) error {
+	p.holdMemory()
 	log, err := p.logger(cfg)
 	if err != nil {
 		return err

@@ -46,6 +46,7 @@ ATHENA_SECRET_KEY.`,
 
 // work runs a worker until ctx is done.
 func (p *program) work(ctx context.Context, cfg *config.Settings) error {
+	p.holdMemory()
 	log, err := p.logger(cfg)
 	if err != nil {
 		return err
