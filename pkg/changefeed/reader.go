@@ -219,7 +219,9 @@ func (r *Reader) done(m *message) {
 	r.held[r.next] = nil
 	r.next++
 	r.seq, r.off = m.seq+1, 0
-	r.cursor = max(r.cursor, m.pos)
+	if m.first != "" { // one without changes may stand behind a gap, and does not tell
+		r.cursor = max(r.cursor, m.pos)
+	}
 }
 
 // fill gets hold of messages from seq on; of none at the end of the stream.

@@ -238,6 +238,9 @@ type ChangeHealth struct {
 	Failover  bool  `json:"failover"`
 	TwoPhase  bool  `json:"two_phase"`
 	Temporary bool  `json:"-"`
+	// Unpublished are tables that should be captured, and that nothing publishes
+	// any more: they were dropped, renamed, or taken out.
+	Unpublished []TableName `json:"unpublished,omitempty"`
 }
 
 // ChangeSnapshot is the state of all tables at one point. It is good for as long
@@ -286,7 +289,9 @@ type TableReader interface {
 	// further rows. A table without a key is read in one chunk. The JSON objects
 	// are valid during the call of row only; key is nil if the table has none.
 	// After an error the same chunk can be asked for again; after ErrTableChanged
-	// Columns first.
+	// Columns first. A table without a key fails with ErrNotYet at first: its rows
+	// are those of a place to which the stream must come, in whose Pause they must
+	// be asked for again; between the two it must be asked for in every Pause.
 	Next(ctx context.Context, after string, most int, row func(key, after []byte) error) (next string, err error)
 	// Total estimates how many rows there are.
 	Total(ctx context.Context) (int64, error)
@@ -297,8 +302,8 @@ type TableReader interface {
 // room for a transaction which is not yet committed.
 var ErrSpillFull = errors.New("driver: there is no room for the open transactions")
 
-// ErrNotYet is in the chain of the error of a reader that can be had later.
-var ErrNotYet = errors.New("driver: transactions from before the table was captured still run")
+// ErrNotYet is in the chain of the error where rows can be read later.
+var ErrNotYet = errors.New("driver: the rows cannot be read yet")
 
 // ErrTableChanged is in the chain of Next's error where the table no longer has
 // the columns that were told.

@@ -2,6 +2,7 @@ package capture
 
 import (
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -59,8 +60,10 @@ func (s *status) hold(why string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.st.State, s.st.Cause, s.st.Progress = changefeed.Held, nil, why
+	s.st.Slot, s.st.LagBytes = nil, 0 // a frozen client's database is not asked
 }
 
+// health notes what the source says of the slot; nil is that it says nothing.
 func (s *status) health(h *driver.ChangeHealth) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -112,11 +115,17 @@ func (s *status) report(now time.Time, lag *driver.ChangeLag) changefeed.Status 
 	st := s.st
 	st.Snapshots = slices.Clone(st.Snapshots)
 	st.At = now.UTC()
+	if st.Slot != nil && len(st.Slot.Unpublished) > 0 && st.State == changefeed.Streaming {
+		st.State, st.Cause = changefeed.Degraded, unpublished(st.Slot.Unpublished, st.At)
+	}
 	if st.Slot != nil {
 		st.LagBytes = st.Slot.Lag
 	}
 	switch {
 	case lag == nil:
+		if st.LagBytes > 0 && !s.committed.IsZero() {
+			st.LagSeconds = max(0, now.Sub(s.committed).Seconds())
+		}
 	case lag.CaughtUp:
 		st.LagBytes = lag.Bytes
 	default:
@@ -127,4 +136,17 @@ func (s *status) report(now time.Time, lag *driver.ChangeLag) changefeed.Status 
 		}
 	}
 	return st
+}
+
+// unpublished is the cause where the publication no longer has what is wanted;
+// the other tables are captured on.
+func unpublished(tables []driver.TableName, now time.Time) *changefeed.Cause {
+	names := make([]string, len(tables))
+	for i, t := range tables {
+		names[i] = t.String()
+	}
+	return &changefeed.Cause{
+		Code: "table_unpublished", Since: now, Runbook: runbook["table_unpublished"],
+		Message: "changes of " + strings.Join(names, ", ") + " are not published any more: dropped, renamed, or taken out of the publication; the other tables are captured on",
+	}
 }

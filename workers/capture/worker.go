@@ -255,7 +255,13 @@ func (r *runner) session(ctx context.Context, s *session) error {
 	ctx = auth.NewContext(ctx, &auth.Principal{
 		Key: "worker", Name: r.ID, Grants: []auth.Grant{{Right: auth.CDC}}, Clients: []string{r.client},
 	})
-	_, err = dispatch.Do(ctx, r.Dispatcher, op, r.client, func(ctx context.Context, _ dispatch.Call, source driver.ChangeSource) (struct{}, error) {
+	var over error // no failure of the operation
+	_, err = dispatch.Do(ctx, r.Dispatcher, op, r.client, func(ctx context.Context, _ dispatch.Call, source driver.ChangeSource) (_ struct{}, err error) {
+		defer func() {
+			if errors.Is(err, errRemoved) || errors.Is(err, errChanged) {
+				over, err = err, nil
+			}
+		}()
 		s.source = source
 		s.backend, _ = source.(driver.Backend) // every source is one
 		if s.capture.Removing {
@@ -267,7 +273,7 @@ func (r *runner) session(ctx context.Context, s *session) error {
 		defer stop()
 		watch.Go(func() { r.watch(sctx, cancel, s.capture, client.Revision) })
 		watch.Go(func() { r.report(sctx, s) })
-		err := s.run(ctx)
+		err = s.run(ctx)
 		if err != nil && s.capture.OnLoss == changefeed.Resnapshot {
 			err = s.recover(ctx, err)
 		}
@@ -276,7 +282,7 @@ func (r *runner) session(ctx context.Context, s *session) error {
 	if cause := context.Cause(ctx); errors.Is(cause, errChanged) {
 		return errChanged
 	}
-	return err
+	return errors.Join(over, err)
 }
 
 // watch ends the session when the capture or its client becomes another one.
@@ -373,11 +379,15 @@ func (r *runner) report(ctx context.Context, s *session) {
 	defer tick.Stop()
 	var asked time.Time
 	for {
-		if stream := s.open.Load(); stream != nil && time.Since(asked) > healthEvery {
+		if time.Since(asked) > healthEvery {
 			asked = time.Now()
 			hctx, cancel := context.WithTimeout(ctx, healthEvery)
-			if h, err := s.source.ChangeHealth(hctx, s.capture.Setup()); err == nil {
+			h, err := s.source.ChangeHealth(hctx, s.capture.Setup())
+			switch {
+			case err == nil:
 				r.status.health(&h)
+			case ctx.Err() == nil: // no slot, or no answer: then nothing is known
+				r.status.health(nil)
 			}
 			cancel()
 		}

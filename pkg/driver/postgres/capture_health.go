@@ -40,5 +40,20 @@ func (b *Backend) ChangeHealth(ctx context.Context, s driver.ChangeSetup) (drive
 	if err == nil && n == 0 {
 		err = athena.Errorf(athena.CodeNotFound, "there is no replication slot %q", s.Slot)
 	}
+	if err != nil {
+		return h, err
+	}
+	schemas, tables := namesOf(s.Tables)
+	_, err = on(conn.Conn())(ctx, `
+		SELECT w.schema, w.name FROM unnest($1::text[], $2::text[]) AS w (schema, name)
+		WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_publication_tables p
+		                  WHERE p.pubname = ANY ($3) AND p.schemaname = w.schema AND p.tablename = w.name)`,
+		[]any{schemas, tables, []string{s.Publication, s.Publication + insertsSuffix}},
+		func(rows pgx.Rows) error {
+			var t driver.TableName
+			err := rows.Scan(&t.Schema, &t.Table)
+			h.Unpublished = append(h.Unpublished, t)
+			return err
+		})
 	return h, err
 }
