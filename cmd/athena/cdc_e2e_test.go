@@ -116,7 +116,7 @@ func TestTheLifeOfACapture(t *testing.T) {
 	}))
 	t.Cleanup(receiver.Close)
 	mine := []string{"ATHENA_URL=" + ready.URL, "ATHENA_KEY=" + key.Secret, "ATHENA_CLIENT=life"}
-	ok(t, mine, "cdc", "subscription", "create", "hook", "--from", string(end), "--deliver", "webhook", "--url", receiver.URL, "--envelope", "debezium", "--ops", "insert")
+	ok(t, mine, "cdc", "subscription", "create", "hook", "--from", string(end), "--deliver", "webhook", "--webhook", receiver.URL, "--envelope", "debezium", "--ops", "insert")
 	sql(`INSERT INTO cdc_life VALUES (4, 'four')`)
 	select {
 	case body := <-bodies:

@@ -22,7 +22,7 @@ moves on with ack. One with --deliver webhook is sent signed batches, tried agai
 about three days; athena dead list --kind cdc-hook shows those that were given up.`,
 		Example: `  athena cdc subscription create billing --client shop --tables public.orders --from earliest
   athena cdc subscription pull billing --client shop --max 100 --ack
-  athena cdc subscription create search --client shop --deliver webhook --url https://search.example.com/changes
+  athena cdc subscription create search --client shop --deliver webhook --webhook https://search.example.com/changes
   athena cdc subscription list --client shop
   athena cdc subscription ack billing 0000000001B3A2F8.00000003 --client shop --rewind
   athena cdc subscription delete billing --client shop`,
@@ -187,9 +187,9 @@ func (p *program) subscriptionCreate() *cobra.Command {
 		}
 		switch {
 		case spec.Deliver == "webhook" && spec.URL == "":
-			return usagef("--deliver webhook needs --url")
+			return usagef("--deliver webhook needs --webhook")
 		case spec.Deliver != "webhook" && (spec.URL != "" || spec.Batch != 0):
-			return usagef("--url and --batch go with --deliver webhook")
+			return usagef("--webhook and --batch go with --deliver webhook")
 		}
 		spec.Name, spec.Tables, spec.Where, spec.From = args[0], tableNames(want.tables), want.where, want.from
 		s, err := c.Subscribe(cmd.Context(), spec)
@@ -202,7 +202,7 @@ func (p *program) subscriptionCreate() *cobra.Command {
 	want.flags(cmd, "(default now)")
 	f.StringVar(&spec.Envelope, "envelope", "", "form of the changes: "+strings.Join(cdc.EnvelopeNames(), ", ")+" (default athena)")
 	f.StringVar(&spec.Deliver, "deliver", "pull", "pull, or webhook")
-	f.StringVar(&spec.URL, "url", "", "where a webhook goes")
+	f.StringVar(&spec.URL, "webhook", "", "where a webhook goes")
 	f.IntVar(&spec.Batch, "batch", 0, "most changes in one message of a webhook, up to 1000 (default 100)")
 	must(cmd.RegisterFlagCompletionFunc("envelope", cobra.FixedCompletions(cdc.EnvelopeNames(), cobra.ShellCompDirectiveNoFileComp)))
 	must(cmd.RegisterFlagCompletionFunc("deliver", cobra.FixedCompletions([]string{"pull", "webhook"}, cobra.ShellCompDirectiveNoFileComp)))

@@ -28,8 +28,8 @@ func TestUsageOfCDC(t *testing.T) {
 		"a size that is none":         {[]string{"cdc", "enable", "-c", "shop", "-t", "a", "--max-bytes", "much"}, "--max-bytes"},
 		"an unknown operation":        {[]string{"cdc", "tail", "-c", "shop", "--ops", "upsert"}, "delete_range"},
 		"a negative end":              {[]string{"cdc", "tail", "-c", "shop", "--max", "-1"}, "--max"},
-		"a webhook without a URL":     {[]string{"cdc", "subscription", "create", "s", "-c", "shop", "--deliver", "webhook"}, "--url"},
-		"a URL without a webhook":     {[]string{"cdc", "subscription", "create", "s", "-c", "shop", "--url", "http://h"}, "webhook"},
+		"a webhook without a URL":     {[]string{"cdc", "subscription", "create", "s", "-c", "shop", "--deliver", "webhook"}, "--webhook"},
+		"a URL without a webhook":     {[]string{"cdc", "subscription", "create", "s", "-c", "shop", "--webhook", "http://h"}, "webhook"},
 		"a subscription without name": {[]string{"cdc", "subscription", "pull", "-c", "shop"}, "1 arg"},
 		"a slip of the pen":           {[]string{"cdc", "tial"}, "did you mean tail?"},
 	}
