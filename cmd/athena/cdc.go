@@ -140,6 +140,7 @@ func engineFlags(cmd *cobra.Command, spec *sdk.CaptureSpec) {
 	f.StringVar(&spec.Publication, "publication", "", "name of the publication (default athena_CLIENT)")
 	f.BoolVar(&spec.TakeOver, "take-over", false, "use a slot and a publication that are there and that Athena did not make")
 	f.BoolVar(&spec.InsertsOnly, "inserts-only", false, "of tables without a usable replica identity, capture inserts alone")
+	f.BoolVar(&spec.LocalOnly, "local-only", false, "leave out changes that replication brought from elsewhere")
 }
 
 func (p *program) cdcEnable() *cobra.Command {

@@ -9,6 +9,7 @@ import (
 
 	"io/fs"
 	"net"
+	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -92,6 +93,8 @@ func (p *program) dev(ctx context.Context, dir, listen, level string) error {
 	cfg := config.Default(p.getenv)
 	cfg.DataDir, cfg.Listen, cfg.Log.Level = filepath.Join(dir, "server"), listen, level
 	cfg.NATS.Embedded.Listen, cfg.NATS.Embedded.User = "127.0.0.1:0", "dev"
+	// Webhooks are tried with a receiver on this machine.
+	cfg.Webhooks.AllowPrivate = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}
 	cfg.NATS.Embedded.Password = athena.NewSecret(access.NATS)
 	log, err := telemetry.NewLogger(p.stderr, cfg.Log.Level, cfg.Log.Format)
 	if err != nil {
@@ -194,9 +197,11 @@ Try, in another terminal:
   export ATHENA_KEY=%s
   %s query --client shop 'select status, count(*) from orders group by status'
   %s query --client shop --defer --wait 10s 'select * from order_totals order by total desc limit 5'
+  %s cdc enable --client shop --tables public.orders,public.order_items
+  %s cdc tail --client shop
 
 Ctrl-C stops everything.
-`, b("Athena is ready."), r.URL, r.AdminKey, r.NATSURL, r.PostgresDSN, dir, r.URL, r.AdminKey, invocation(), invocation())
+`, b("Athena is ready."), r.URL, r.AdminKey, r.NATSURL, r.PostgresDSN, dir, r.URL, r.AdminKey, invocation(), invocation(), invocation(), invocation())
 	return err
 }
 

@@ -34,6 +34,8 @@ type CaptureSpec struct {
 	TakeOver bool `json:"take_over,omitempty"`
 	// InsertsOnly lets tables in of which no row can be told from another.
 	InsertsOnly bool `json:"inserts_only,omitempty"`
+	// LocalOnly leaves out changes that replication brought from elsewhere.
+	LocalOnly bool `json:"local_only,omitempty"`
 	// Snapshot is initial (the rows that are there come first) or none.
 	Snapshot string `json:"snapshot,omitempty"`
 	// OnError is dead_letter or stop: what becomes of a change that cannot be
