@@ -3,6 +3,9 @@ package chaos
 import (
 	"context"
 	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"time"
 
 	"github.com/athena-pipelines/athena/bench/rig"
@@ -129,15 +132,43 @@ func database() []scenario {
 					})
 				}
 				stop()
-				st, err := s.status()
-				s.check(err)
-				s.note("the worker began %d times anew", st.Restarts)
-				if st.Restarts == 0 {
-					s.Errorf("there was room for everything: the scenario shows nothing")
-				}
+				s.noRoom()
 				s.verdict(2 * time.Minute)
 			},
 		},
+		{
+			name: "a disk that is full while a transaction is open stops nothing for good and loses nothing",
+			rig:  spilling,
+			run: func(s *stage) {
+				for _, w := range s.rig.Workers {
+					dir := filepath.Join(w.DataDir(), "spill")
+					s.check(os.MkdirAll(dir, 0o700))
+					if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", dir).CombinedOutput(); err != nil {
+						s.Skipf("a small disk cannot be mounted here: %v: %s", err, out)
+					}
+					s.Cleanup(func() { exec.Command("umount", "-l", dir).Run() })
+				}
+				s.enable(nil)
+				stop := s.load(Load{})
+				for range choose(2, 5) {
+					s.large(true)
+				}
+				stop()
+				s.noRoom()
+				s.verdict(2 * time.Minute)
+			},
+		},
+	}
+}
+
+// noRoom expects that a session has ended, as it does where there is no room.
+func (s *stage) noRoom() {
+	s.Helper()
+	st, err := s.status()
+	s.check(err)
+	s.note("the worker began %d times anew", st.Restarts)
+	if st.Restarts == 0 {
+		s.Errorf("there was room for everything: the scenario shows nothing")
 	}
 }
 

@@ -68,7 +68,7 @@ func killed() []scenario {
 			name: "a snapshot that kill -9 interrupts is continued, and the stream behind it is whole",
 			run: func(s *stage) {
 				s.again = true
-				s.seedRows(choose(20_000, 100_000), seeded...)
+				s.seedRows(choose(20_000, 100_000), append(seeded, "logs (line)", "indexed (body)")...)
 				for _, w := range s.rig.Workers {
 					s.check(w.Start(crashpoint.CDCSnapshotChunk + ":2"))
 				}

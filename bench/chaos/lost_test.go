@@ -2,6 +2,9 @@ package chaos
 
 import (
 	"context"
+	"net/http"
+	"os"
+	"path/filepath"
 	"strconv"
 	"time"
 
@@ -79,6 +82,61 @@ func lost() []scenario {
 		{
 			name: "a publication that is dropped fails the capture",
 			run:  behind("publication_missing", func(s *stage) { s.exec("drop publication " + publication) }),
+		},
+		{
+			name: "a client that is pointed at another database is not captured from there",
+			run: func(s *stage) {
+				s.enable(nil)
+				stop := s.load(Load{})
+				s.rest(time.Second)
+				s.exec("create database other")
+				s.execOn(s.rig.Database.DSN("other"), Schema+"create publication "+publication+" for all tables")
+				dsn := filepath.Join(s.rig.Server.DataDir(), "other-dsn")
+				s.check(os.WriteFile(dsn, []byte(s.rig.Database.DSN("other")), 0o600))
+				s.call(http.MethodPut, "/admin/clients/"+client, setup{
+					"client_name": client, "engine": "postgres", "lifecycle": "active",
+					"capabilities": map[string]bool{"cdc": true},
+					"connection":   setup{"dsn": "file:" + dsn},
+				})
+				s.fails("other_source")
+				// And back again nothing is missing.
+				s.check(s.rig.Client(client, 4, "cdc"))
+				s.await(time.Minute, changefeed.Streaming)
+				s.advances(30 * time.Second)
+				stop()
+				s.verdict(time.Minute)
+			},
+		},
+		{
+			name: "a capture that is disabled leaves nothing at the source, and one that is enabled anew begins anew",
+			run: func(s *stage) {
+				s.again = true
+				s.seedRows(1000, seeded...)
+				for n := range choose(2, 4) {
+					s.request(setup{"snapshot": changefeed.SnapshotInitial})
+					s.begins(time.Minute)
+					s.source.Exact()
+					stop := s.load(Load{})
+					s.await(time.Minute, changefeed.Streaming)
+					s.rest(2 * time.Second)
+					stop()
+					if n == choose(2, 4)-1 {
+						break
+					}
+					mark, err := s.main.Mark(s.ctx)
+					s.check(err)
+					s.stores(mark, time.Minute)
+					s.call(http.MethodPost, "/cdc/"+client+"/disable", nil)
+					if err := rig.Until(s.ctx, 30*time.Second, func() bool {
+						return !ask[bool](s, "select exists (select from pg_replication_slots) or exists (select from pg_publication)")
+					}); err != nil {
+						s.Fatalf("slot or publication are left behind\n%s", s.logs())
+					}
+					// What is written in between is in no stream.
+					s.exec("insert into orders (id, ver, status) values (-10 - " + num(n) + ", -10 - " + num(n) + ", 'unseen'); delete from items where id % 2 = 0")
+				}
+				s.verdict(time.Minute)
+			},
 		},
 		{
 			name: "a slot that is dropped while it streams fails the capture",

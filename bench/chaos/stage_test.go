@@ -310,6 +310,21 @@ func (s *stage) verdict(most time.Duration) {
 	}
 }
 
+// stores waits until a change is stored.
+func (s *stage) stores(t judge.Token, most time.Duration) {
+	s.Helper()
+	ctx, cancel := context.WithTimeout(s.ctx, most)
+	defer cancel()
+	replica := pgtest.DSN(s.T)
+	s.execOn(replica, Schema)
+	j, err := judge.New(ctx, judge.Config{Client: client, Replica: replica, Object: s.object, Again: s.again})
+	s.check(err)
+	defer j.Close(context.WithoutCancel(ctx))
+	if err := s.read(ctx, j, t); err != nil {
+		s.Fatalf("%v\n%s", err, s.logs())
+	}
+}
+
 // read gives the stream to the judge, up to a change.
 func (s *stage) read(ctx context.Context, j *judge.Judge, last judge.Token) error {
 	for from := uint64(1); ; {

@@ -159,7 +159,7 @@ func (r *replica) apply(ctx context.Context, c *cdc.Change) error {
 			return nil
 		}
 		if len(after.names) > 0 {
-			r.add(!keyed || !r.lenient, what,
+			r.add(!r.lenient, what,
 				"update "+table+" set "+assign(after.names, 1)+" where "+which(table, was, keyed, len(after.names)+1),
 				append(slices.Clone(after.values), was.values...))
 		}

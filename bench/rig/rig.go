@@ -315,6 +315,9 @@ func (r *Rig) process(name, command, settings string) (*Process, error) {
 	return &Process{Name: name, rig: r, args: []string{command, "--config", config}, log: filepath.Join(r.dir, name+".log")}, err
 }
 
+// DataDir is the process's data directory.
+func (p *Process) DataDir() string { return filepath.Join(p.rig.dir, p.Name) }
+
 // Start starts the process, after killing one that runs. Crashpoint arms a build
 // with crash points; see pkg/crashpoint.
 func (p *Process) Start(crashpoint string) error {
