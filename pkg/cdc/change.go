@@ -51,8 +51,10 @@ type Change struct {
 	After  json.RawMessage `json:"after,omitempty"`
 	// Unchanged names columns whose large value was not logged since the update
 	// did not touch it. They are absent from After.
-	Unchanged []string     `json:"unchanged,omitempty"`
-	Tx        *Transaction `json:"tx,omitempty"` // nil for op read, and for messages outside of transactions
+	Unchanged []string `json:"unchanged,omitempty"`
+	// Tx is nil for what a snapshot adds, among it the truncate before the rows of a
+	// table without a key, and for messages outside of transactions.
+	Tx *Transaction `json:"tx,omitempty"`
 	// SchemaVersion counts the column sets of the table in this stream, from 1.
 	SchemaVersion int      `json:"schema_version,omitempty"`
 	Columns       []Column `json:"columns,omitempty"` // of op schema

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/athena-pipelines/athena/pkg/athena"
+	"github.com/athena-pipelines/athena/pkg/cdc"
 	"github.com/athena-pipelines/athena/pkg/changefeed"
 	"github.com/athena-pipelines/athena/pkg/crashpoint"
 	"github.com/athena-pipelines/athena/pkg/dispatch"
@@ -169,9 +171,13 @@ type snapshots struct {
 type adhoc struct {
 	changefeed.SnapshotRequest
 	progress changefeed.SnapshotProgress
-	told     time.Time // when progress was stored
+	stored   time.Time // when progress was
 	table    int       // index of the one that is read
 	reader   driver.TableReader
+	waits    bool // its rows cannot be read yet
+	told     bool // the columns of the table that is read, for the next chunk
+	version  int  // of the columns
+	keyed    bool // they have a key
 }
 
 func (a *adhoc) close() {
@@ -179,7 +185,7 @@ func (a *adhoc) close() {
 		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
 		defer cancel()
 		_ = a.reader.Close(ctx)
-		a.reader = nil
+		a.reader, a.told = nil, false
 	}
 }
 
@@ -248,9 +254,17 @@ func (s *session) Pause(ctx context.Context) error {
 		return s.tellProgress(ctx, a)
 	}
 	done, err := s.chunk(ctx, a)
-	if errors.Is(err, driver.ErrNotYet) { // tend asks again
-		s.status.set(changefeed.Streaming, "a snapshot waits for transactions to end: "+err.Error())
+	if errors.Is(err, driver.ErrNotYet) {
+		if !a.waits {
+			a.waits = true
+			s.status.set(changefeed.Streaming, "a snapshot waits: "+err.Error())
+		}
+		n.due.Store(a.reader != nil) // its place must not be missed; else tend asks again
 		return nil
+	}
+	if a.waits {
+		a.waits = false
+		s.status.set(changefeed.Streaming, "")
 	}
 	if err != nil {
 		if done, err = a.fail(athena.AsError(dispatch.Normalize(s.backend, err))); err != nil {
@@ -291,11 +305,11 @@ func (s *session) Pause(ctx context.Context) error {
 // tellProgress says how far a snapshot is. What it leaves out while the snapshot
 // runs is read again after a crash.
 func (s *session) tellProgress(ctx context.Context, a *adhoc) error {
-	if a.progress.State == "running" && time.Since(a.told) < progressEvery {
+	if a.progress.State == "running" && time.Since(a.stored) < progressEvery {
 		return nil
 	}
-	a.told = time.Now()
-	a.progress.At = a.told.UTC()
+	a.stored = time.Now()
+	a.progress.At = a.stored.UTC()
 	s.status.snapshot(a.progress)
 	return s.Progress(ctx, a.progress)
 }
@@ -367,25 +381,46 @@ func (s *session) chunk(ctx context.Context, a *adhoc) (done bool, err error) {
 		if a.reader, err = (*s.open.Load()).Snapshot(ctx, t.SnapshotTable); err != nil {
 			return false, err
 		}
-		s.status.set(changefeed.Streaming, "")
 		if t.Total, err = a.reader.Total(ctx); err != nil {
 			return false, err
 		}
 	}
-	columns, err := a.reader.Columns(ctx)
-	if err != nil {
-		return false, err
-	}
-	version, isNew := s.versions.number(t.Table, columns)
-	if isNew {
-		if err := s.Columns(ctx, t.Table, version, columns); err != nil {
+	if !a.told {
+		columns, err := a.reader.Columns(ctx)
+		if err != nil {
 			return false, err
 		}
+		version, isNew := s.versions.number(t.Table, columns)
+		if isNew {
+			if err := s.Columns(ctx, t.Table, version, columns); err != nil {
+				return false, err
+			}
+		}
+		a.told, a.version = true, version
+		a.keyed = slices.ContainsFunc(columns, func(c cdc.Column) bool { return c.Key })
 	}
-	next, err := a.reader.Next(ctx, t.After, chunkRows, func(key, after []byte) error {
-		t.Rows++
-		return s.Row(ctx, t.Table, version, key, after)
+	// The rows of a table without a key cannot be told from those that readers
+	// have already. Of a part of them nothing can be said.
+	forget := sync.OnceValue(func() error {
+		if a.keyed || t.Where != "" {
+			return nil
+		}
+		return s.Truncate(ctx, t.Table, a.version)
 	})
+	next, err := a.reader.Next(ctx, t.After, chunkRows, func(key, after []byte) error {
+		if err := forget(); err != nil {
+			return err
+		}
+		t.Rows++
+		return s.Row(ctx, t.Table, a.version, key, after)
+	})
+	if errors.Is(err, driver.ErrNotYet) {
+		return false, err
+	}
+	a.told = false
+	if err == nil {
+		err = forget() // if there are none
+	}
 	if errors.Is(err, driver.ErrTableChanged) {
 		return false, nil // the next chunk begins with what they are now
 	}

@@ -161,6 +161,15 @@ func (w *writer) Columns(ctx context.Context, t driver.TableName, version int, c
 	})
 }
 
+// Truncate has readers forget the rows of a table without a key, which a snapshot
+// has anew.
+func (w *writer) Truncate(ctx context.Context, t driver.TableName, version int) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.reads++
+	return w.append(ctx, &cdc.Change{Pos: w.base.Read(w.reads), Op: cdc.Truncate, Schema: t.Schema, Table: t.Table, SchemaVersion: version})
+}
+
 // Note tells readers something that the log does not, as a logical message.
 func (w *writer) Note(ctx context.Context, prefix string, content []byte) error {
 	w.mu.Lock()

@@ -32,6 +32,9 @@ type decoder struct {
 	chunk    uint32 // the transaction that messages belong to between stream start and stop
 	prepares uint32 // the transaction that is being prepared
 
+	withheld [][]byte // messages; see gate
+	bytes    int      // of them
+
 	// Memory that is used again for each change.
 	change         cdc.Change
 	changeTx       cdc.Transaction
@@ -68,6 +71,13 @@ func (d *decoder) init(s *changeStream) {
 
 // message takes one message of the server. It may write to msg.
 func (d *decoder) message(ctx context.Context, msg []byte) error {
+	if kept, err := d.withhold(ctx, msg); kept || err != nil {
+		return err
+	}
+	return d.take(ctx, msg)
+}
+
+func (d *decoder) take(ctx context.Context, msg []byte) error {
 	if len(msg) == 0 {
 		return errMalformed
 	}
@@ -156,8 +166,11 @@ func (d *decoder) message(ctx context.Context, msg []byte) error {
 		return d.stream.spool.add(d.prepares, d.prepares, d.number, msg)
 	case kind == msgBegin:
 		lsn, at, xid := sc.uint64(), sc.time(), sc.uint32()
+		if err := check(&sc, "a begin"); err != nil {
+			return err
+		}
 		d.begin(lsn, xid, at)
-		return check(&sc, "a begin")
+		return nil
 	case kind == msgCommit:
 		sc.byte()
 		lsn, end, at := sc.uint64(), sc.uint64(), sc.time()
@@ -217,6 +230,7 @@ func (d *decoder) commit(ctx context.Context, end uint64, at time.Time) error {
 	xid := d.tx.xid
 	d.tx = transaction{}
 	d.recent.add(xid)
+	d.stream.gate.pass(end)
 	if !handed { // it has nothing for us, or nothing that is not stored
 		d.stream.quiet(end)
 	} else {

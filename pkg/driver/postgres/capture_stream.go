@@ -30,6 +30,7 @@ type changeStream struct {
 	before  xidSnapshot // of the transactions that ran when it was opened
 	spool   *spool
 	decoder decoder
+	gate    gate
 
 	interrupts chan struct{}
 	wake       chan struct{} // the server is to be told something
@@ -116,6 +117,7 @@ func (b *Backend) openChanges(ctx context.Context, cfg driver.ChangeConfig) (_ *
 		source: source,
 	}
 	s.decoder.init(s)
+	s.gate.pass(slot.confirmed)
 	settings, err := simpleQuery(ctx, conn.pg, `SELECT setting, (SELECT setting FROM pg_settings WHERE name = 'server_encoding')
 		FROM pg_settings WHERE name = 'wal_sender_timeout'`)
 	if err != nil || len(settings) != 1 {
@@ -263,7 +265,9 @@ func (s *changeStream) decode(ctx context.Context, sink driver.ChangeSink, full 
 			}
 			for _, it := range b.items {
 				if it.keepalive {
-					s.quiet(it.end)
+					if err := d.keepalive(ctx, it.end); err != nil {
+						return err
+					}
 					continue
 				}
 				if err := d.message(ctx, b.data[it.from:it.to]); err != nil {
@@ -523,7 +527,7 @@ func (s *changeStream) Source() string { return s.source }
 // Snapshot opens a reader of one table beside the stream.
 func (s *changeStream) Snapshot(ctx context.Context, t driver.SnapshotTable) (driver.TableReader, error) {
 	if t.Fresh {
-		if err := s.await(ctx); err != nil {
+		if err := s.await(ctx, t.Table); err != nil {
 			return nil, err
 		}
 	}
@@ -531,13 +535,14 @@ func (s *changeStream) Snapshot(ctx context.Context, t driver.SnapshotTable) (dr
 	if err != nil {
 		return nil, err
 	}
+	r.gate = &s.gate
 	return r, nil
 }
 
 // await fails with ErrNotYet while a transaction runs that ran before. What it
 // wrote to a table before that was published is not in the log for us, and not in
 // a snapshot before it ends.
-func (s *changeStream) await(ctx context.Context) error {
+func (s *changeStream) await(ctx context.Context, name driver.TableName) error {
 	var now string
 	if _, err := s.backend.catalog(ctx, "SELECT pg_catalog.pg_current_snapshot()::text", nil, func(rows pgx.Rows) error { return rows.Scan(&now) }); err != nil {
 		return err
@@ -548,7 +553,7 @@ func (s *changeStream) await(ctx context.Context) error {
 	}
 	for _, xid := range s.before.open {
 		if slices.Contains(seen.open, xid) {
-			return fmt.Errorf("%w: %d of them, such as %d", driver.ErrNotYet, len(s.before.open), xid)
+			return fmt.Errorf("%w: transaction %d still runs, which may have written to %s before it was captured", driver.ErrNotYet, xid, name)
 		}
 	}
 	return nil

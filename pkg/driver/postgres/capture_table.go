@@ -29,6 +29,9 @@ type tableReader struct {
 	hidden  func(xidSnapshot) bool
 	timeout time.Duration // of one chunk, for which the stream is held
 
+	gate    *gate     // of the stream; nil if there is none
+	waits   bool      // a transaction is open whose place the stream has not reached
+	again   time.Time // when the next one may be tried
 	conn    *pgx.Conn // nil until it is needed, and after a failure
 	version int
 	table   *published // as Columns last described it
@@ -38,6 +41,10 @@ type tableReader struct {
 // chunkTimeout bounds the reading of one chunk. A table without a key is one
 // chunk, and takes what it takes.
 const chunkTimeout = 5 * time.Minute
+
+// placeAgain is the pause before another snapshot is taken where one had no place
+// in the stream.
+const placeAgain = 50 * time.Millisecond
 
 // newTableReader opens a reader of t. hidden reports whether the stream has
 // handed over a transaction that the snapshot does not see.
@@ -112,10 +119,10 @@ func (r *tableReader) broken(ctx context.Context, err error) error {
 	if err == nil {
 		return nil
 	}
-	if r.conn != nil {
-		hangUp(r.conn)
-		r.conn = nil
+	if errors.Is(err, driver.ErrNotYet) {
+		return err // nothing is broken
 	}
+	r.Close(ctx)
 	var e *pgconn.PgError
 	switch {
 	case ctx.Err() != nil:
@@ -189,7 +196,7 @@ func (r *tableReader) next(ctx context.Context, after string, most int, row func
 	if err != nil {
 		return "", err
 	}
-	if err := r.begin(ctx, len(key) > 0); err != nil {
+	if err := r.place(ctx, len(key) > 0); err != nil {
 		return "", err
 	}
 	oids := make([]uint32, len(params))
@@ -250,6 +257,53 @@ func keyParams(name driver.TableName, key []publishedColumn, after string) (para
 		params = append(params, []byte(t))
 	}
 	return params, nil
+}
+
+// place begins the transaction in which a chunk is read. Of a table without a key
+// it fails with ErrNotYet until the stream is where the transaction's snapshot
+// belongs.
+func (r *tableReader) place(ctx context.Context, keyed bool) error {
+	if !r.waits {
+		if time.Now().Before(r.again) {
+			return driver.ErrNotYet
+		}
+		if err := r.begin(ctx, keyed); err != nil || keyed || r.gate == nil {
+			return err
+		}
+		rows, err := simpleQuery(ctx, r.conn.PgConn(), `SELECT pg_catalog.pg_current_snapshot()::text,
+			CASE WHEN pg_catalog.pg_is_in_recovery() THEN '' ELSE (pg_catalog.pg_current_wal_insert_lsn() - '0/0')::text END`)
+		if err != nil || len(rows) != 1 {
+			return fmt.Errorf("postgres: the place of a snapshot: %w", err)
+		}
+		if rows[0][1] == "" { // a standby does not say which transactions run
+			return nil
+		}
+		seen, err := parseXIDs(rows[0][0])
+		if err != nil {
+			return err
+		}
+		until, err := strconv.ParseUint(rows[0][1], 10, 64)
+		if err != nil {
+			return err
+		}
+		r.gate.close(seen, until)
+		r.waits = true
+	}
+	here, spoiled := r.gate.here()
+	switch {
+	case spoiled:
+		r.gate.open()
+		r.waits, r.again = false, time.Now().Add(placeAgain)
+		if _, err := simpleQuery(ctx, r.conn.PgConn(), "ROLLBACK"); err != nil {
+			return err
+		}
+		return driver.ErrNotYet
+	case !here:
+		return driver.ErrNotYet
+	}
+	r.gate.open()
+	r.waits = false
+	return nil
 }
 
 // begin begins a transaction that has in it all that the stream has handed over,
@@ -390,6 +444,10 @@ func (r *tableReader) planned(ctx context.Context) (int64, error) {
 
 // Close ends the connection.
 func (r *tableReader) Close(context.Context) error {
+	if r.waits {
+		r.gate.open()
+		r.waits = false
+	}
 	if r.conn != nil {
 		hangUp(r.conn)
 		r.conn = nil
