@@ -196,15 +196,23 @@ func drain(name string, changes, perTransaction int, targetRate, targetShare flo
 		if err != nil {
 			return nil, err
 		}
-		// The lease of the worker that was killed is over by now, or soon.
 		if err := r.Workers[0].Start(""); err != nil {
 			return nil, err
 		}
+		// It begins when the slot is read, once the lease of the worker that was
+		// killed is over.
+		if err := rig.Until(ctx, time.Minute, func() (active bool) {
+			err := conn.QueryRow(ctx, "select active from pg_replication_slots where slot_name = $1", changedSlot).Scan(&active)
+			return err == nil && active
+		}); err != nil {
+			return nil, fmt.Errorf("the slot is not read: %w", err)
+		}
+		begin := time.Now()
 		s, _, err := readStream(ctx, b, after, n, 10*time.Minute, nil)
 		if err != nil {
 			return nil, err
 		}
-		took := s.last.Sub(s.first)
+		took := s.last.Sub(begin)
 		peerAfter, err := pgRecvlogical(ctx, r, "after", changedSlot, end)
 		if err != nil {
 			return nil, err
@@ -213,7 +221,7 @@ func drain(name string, changes, perTransaction int, targetRate, targetShare flo
 		peer := float64(n) / min(peerBefore, peerAfter).Seconds()
 		return []figure{
 			{name + " stored", rate, "changes/s", targetRate, false,
-				note("%d changes of %d B in %d messages, in %.1f s from the first to the last message; synced", n, s.bytes/n, s.messages, took.Seconds())},
+				note("%d changes of %d B in %d messages, in %.1f s from the slot's first reading to the last message; synced", n, s.bytes/n, s.messages, took.Seconds())},
 			{name + " against pg_recvlogical", rate / peer, "×", targetShare, false,
 				note("pg_recvlogical -f /dev/null drained the same log at %.0f/s before and %.0f/s after", float64(n)/peerBefore.Seconds(), float64(n)/peerAfter.Seconds())},
 		}, nil
