@@ -261,18 +261,21 @@ func (s *stage) load(l Load) (stop func()) {
 	}
 }
 
-// transact runs one transaction of the scenario's own, and expects it to do
-// what it has to.
+// transact runs one transaction of the scenario's own, again if the load was in
+// its way, and expects it to do what it has to.
 func (s *stage) transact(fate Fate, body func(w *Work) error) {
 	s.Helper()
 	s.main.Refresh(s.ctx)
-	s.check(s.main.Transact(s.ctx, fate, func(w *Work) error {
-		err := body(w)
-		if err != nil {
-			s.Errorf("the scenario's own transaction: %v", err)
+	for again := true; again; {
+		var failed error
+		s.check(s.main.Transact(s.ctx, fate, func(w *Work) error {
+			failed = body(w)
+			return failed
+		}))
+		if again = failed != nil; again && failure(failed) != "55P03" && failure(failed) != "40P01" {
+			s.Fatalf("the scenario's own transaction: %v", failed)
 		}
-		return err
-	}))
+	}
 }
 
 // rest lets the load run on for a while.
