@@ -177,7 +177,7 @@ type ChangeStream interface {
 	// again: so the rows belong where the stream is held. Of a table that is
 	// fresh it fails with ErrNotYet until all transactions have ended that ran
 	// when the stream was opened.
-	Snapshot(ctx context.Context, t SnapshotTable) (TableReader, error)
+	Snapshot(ctx context.Context, t SnapshotTable) (SnapshotReader, error)
 	// Close ends the connection. A stream that still runs fails.
 	Close(ctx context.Context) error
 }
@@ -278,9 +278,9 @@ type SnapshotTable struct {
 	Fresh bool `json:"fresh,omitempty"`
 }
 
-// TableReader reads a table in chunks, ordered by key. It is not safe for
+// SnapshotReader reads a table in chunks, ordered by key. It is not safe for
 // concurrent use.
-type TableReader interface {
+type SnapshotReader interface {
 	// Columns describes the table as it is now. The rows of Next have the columns
 	// that it told last.
 	Columns(ctx context.Context) ([]cdc.Column, error)

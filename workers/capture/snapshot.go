@@ -173,7 +173,7 @@ type adhoc struct {
 	progress changefeed.SnapshotProgress
 	stored   time.Time // when progress was
 	table    int       // index of the one that is read
-	reader   driver.TableReader
+	reader   driver.SnapshotReader
 	waits    bool // its rows cannot be read yet
 	told     bool // the columns of the table that is read, for the next chunk
 	version  int  // of the columns

@@ -525,13 +525,13 @@ func (s *changeStream) Interrupt() {
 func (s *changeStream) Source() string { return s.source }
 
 // Snapshot opens a reader of one table beside the stream.
-func (s *changeStream) Snapshot(ctx context.Context, t driver.SnapshotTable) (driver.TableReader, error) {
+func (s *changeStream) Snapshot(ctx context.Context, t driver.SnapshotTable) (driver.SnapshotReader, error) {
 	if t.Fresh {
 		if err := s.await(ctx, t.Table); err != nil {
 			return nil, err
 		}
 	}
-	r, err := s.backend.newTableReader(ctx, s.cfg.ChangeSetup, t, s.decoder.recent.hiddenFrom)
+	r, err := s.backend.newSnapshotReader(ctx, s.cfg.ChangeSetup, t, s.decoder.recent.hiddenFrom)
 	if err != nil {
 		return nil, err
 	}

@@ -46,9 +46,9 @@ const chunkTimeout = 5 * time.Minute
 // in the stream.
 const placeAgain = 50 * time.Millisecond
 
-// newTableReader opens a reader of t. hidden reports whether the stream has
+// newSnapshotReader opens a reader of t. hidden reports whether the stream has
 // handed over a transaction that the snapshot does not see.
-func (b *Backend) newTableReader(ctx context.Context, s driver.ChangeSetup, t driver.SnapshotTable, hidden func(xidSnapshot) bool) (*tableReader, error) {
+func (b *Backend) newSnapshotReader(ctx context.Context, s driver.ChangeSetup, t driver.SnapshotTable, hidden func(xidSnapshot) bool) (*tableReader, error) {
 	if err := checkCondition(t.Where); err != nil {
 		return nil, err
 	}

@@ -49,7 +49,7 @@ func chunks(t *testing.T, r *tableReader, most int) (rows []string, sizes []int)
 
 func (l *lab) reader(s driver.ChangeSetup, table driver.TableName, where string, hidden func(xidSnapshot) bool) *tableReader {
 	l.t.Helper()
-	r, err := l.newTableReader(l.t.Context(), s, driver.SnapshotTable{Table: table, Where: where}, hidden)
+	r, err := l.newSnapshotReader(l.t.Context(), s, driver.SnapshotTable{Table: table, Where: where}, hidden)
 	if err != nil {
 		l.t.Fatal(err)
 	}
@@ -161,7 +161,7 @@ func TestTableIsReadAsThePublicationHasIt(t *testing.T) {
 	got, _ = chunks(t, l.reader(s, name("parent"), "", nothingRecent), 2)
 	wantRows(t, got, `{"id":1} {"id":1}`)
 
-	_, err = l.newTableReader(t.Context(), s, driver.SnapshotTable{Table: name("other")}, nothingRecent)
+	_, err = l.newSnapshotReader(t.Context(), s, driver.SnapshotTable{Table: name("other")}, nothingRecent)
 	wantCode(t, err, athena.CodeNotFound, "not published")
 	_, err = r.Next(t.Context(), `["1","2"]`, 1, nil)
 	wantCode(t, err, athena.CodeConflict, "start the snapshot again")
@@ -211,7 +211,7 @@ func TestConditionsStayWithinTheirParentheses(t *testing.T) {
 		"nothing but a comment":       `-- true`,
 		"a character U+0000":          "id = 1\x00",
 	} {
-		_, err := l.newTableReader(t.Context(), s, driver.SnapshotTable{Table: s.Tables[0], Where: where}, nothingRecent)
+		_, err := l.newSnapshotReader(t.Context(), s, driver.SnapshotTable{Table: s.Tables[0], Where: where}, nothingRecent)
 		if athena.CodeOf(err) != athena.CodeInvalidRequest || !strings.HasPrefix(athena.AsError(err).Message, "where ") {
 			t.Errorf("%s: %v", name, err)
 		}
