@@ -28,6 +28,8 @@ const (
 	CodePayloadTooLarge       Code = "payload_too_large"
 	CodeCapabilityUnsupported Code = "capability_unsupported"
 	CodeQueryFailed           Code = "query_failed"
+	CodeRejectedRows          Code = "rejected_rows"
+	CodeSchemaChanged         Code = "schema_changed"
 	CodeIdempotencyMismatch   Code = "idempotency_mismatch"
 	CodeClientFrozen          Code = "client_frozen"
 	CodeTooManyRequests       Code = "too_many_requests"
@@ -44,6 +46,7 @@ func Codes() []Code {
 		CodeInvalidRequest, CodeMissingClientHeader, CodeUnauthenticated, CodeForbidden,
 		CodeCapabilityDenied, CodeClientNotFound, CodeNotFound, CodeMethodNotAllowed, CodeConflict,
 		CodeClientInactive, CodeCursorExpired, CodePayloadTooLarge, CodeCapabilityUnsupported, CodeQueryFailed,
+		CodeRejectedRows, CodeSchemaChanged,
 		CodeIdempotencyMismatch, CodeClientFrozen, CodeTooManyRequests, CodeCancelled,
 		CodeBackendUnavailable, CodeBusUnavailable, CodeTimeout, CodeInternal,
 	}

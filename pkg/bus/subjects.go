@@ -77,6 +77,14 @@ func ResultAny(client, id string) string { return join("ath.result", client, id)
 // Dead is where a dead letter of a kind ("job", "hook" …) and owner is put.
 func Dead(kind, owner string) string { return join("ath.dead", kind, owner) }
 
+// Rejected is where a row is kept that a pipeline could not take on; row names it
+// within the run, or within the pipeline where run is "stream".
+func Rejected(pipeline, run, row string) string { return join("ath.rejected", pipeline, run, row) }
+
+// RejectedAny matches all rows of a pipeline, or of one of its runs; run may be
+// Any.
+func RejectedAny(pipeline, run string) string { return join("ath.rejected", pipeline, run) + ".>" }
+
 // Ops is where operations of an owner, a client or "_", are logged.
 func Ops(owner, family string) string { return join("ath.ops", owner, family) }
 

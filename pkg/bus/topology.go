@@ -13,6 +13,7 @@ const (
 	StreamDead      = "ATH_DEAD"       // dead letters
 	StreamOps       = "ATH_OPS"        // the operation log
 	StreamResults   = "ATH_RESULTS"    // chunks of results
+	StreamRejected  = "ATH_REJECTED"   // rows that pipelines could not take on
 )
 
 // Key-value buckets.
@@ -22,6 +23,8 @@ const (
 	BucketLeases  = "ath_leases"  // who holds what, with a time to live
 	BucketState   = "ath_state"   // small facts, some with a time to live
 	BucketCDC     = "ath_cdc"     // captures, their status, subscriptions
+	// BucketPipelines holds definitions, runs, their tasks and cursors.
+	BucketPipelines = "ath_pipelines"
 )
 
 // MaxPayload is the largest message that the embedded server takes.
@@ -73,13 +76,20 @@ func Topology(cfg Config) []jetstream.StreamConfig {
 	results := stream(StreamResults, "Results of jobs, in chunks", 32<<30, "ath.result.>")
 	results.AllowMsgTTL = true
 
+	// Full, it stops the pipelines that have more: a row is not lost in silence.
+	// One subject is one row, so that a repeated attempt stores it once.
+	rejected := stream(StreamRejected, "Rows that pipelines could not take on", 1<<30, "ath.rejected.>")
+	rejected.MaxAge, rejected.MaxMsgsPerSubject = 30*day, 1
+	rejected.Compression = jetstream.S2Compression
+
 	all := []jetstream.StreamConfig{
-		jobs, events, dead, ops, results,
+		jobs, events, dead, ops, results, rejected,
 		bucket(BucketCatalog, "Client definitions", 10, 256<<20),
 		bucket(BucketKeys, "API keys", 1, 256<<20),
 		bucket(BucketLeases, "Leases", 1, 256<<20),
 		bucket(BucketState, "Small facts", 1, 256<<20),
 		bucket(BucketCDC, "Captures, their status, subscriptions to changes", 1, 256<<20),
+		bucket(BucketPipelines, "Pipelines: definitions, runs, their tasks and cursors", 1, 1<<30),
 	}
 	for i := range all {
 		all[i].Replicas = max(1, cfg.Replicas)
