@@ -127,7 +127,7 @@ func exitOf(err error) exit {
 		return exitConflict
 	case athena.CodeClientFrozen, athena.CodeClientInactive:
 		return exitNotRunnable
-	case athena.CodeQueryFailed, athena.CodeCapabilityUnsupported:
+	case athena.CodeQueryFailed, athena.CodeRejectedRows, athena.CodeSchemaChanged, athena.CodeCapabilityUnsupported:
 		return exitRefused
 	case athena.CodeCancelled:
 		return exitInterrupted
