@@ -331,6 +331,15 @@ func Supports(b Backend) (s athena.Capabilities) {
 	if _, ok := b.(ChangeSource); ok {
 		s |= athena.Allow(athena.CDC)
 	}
+	if _, ok := b.(ObjectReader); ok {
+		s |= athena.Allow(athena.ObjectRead, athena.PipelineSource)
+	}
+	if _, ok := b.(ObjectWriter); ok {
+		s |= athena.Allow(athena.ObjectWrite)
+	}
+	if _, ok := b.(ObjectStager); ok {
+		s |= athena.Allow(athena.PipelineSink)
+	}
 	return s
 }
 

@@ -1,0 +1,94 @@
+package s3
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"net"
+	"net/http"
+	"os"
+	"time"
+
+	"github.com/athena-pipelines/athena/pkg/athena"
+)
+
+const (
+	dialTimeout = 10 * time.Second
+	idleConns   = 32 // kept to the one host
+)
+
+// httpClient makes requests over connections that are given up after silence.
+func httpClient(protect *tls.Config, silence time.Duration) *http.Client {
+	dialer := &net.Dialer{Timeout: dialTimeout, KeepAlive: 30 * time.Second}
+	return &http.Client{
+		Transport: &http.Transport{
+			Proxy: http.ProxyFromEnvironment,
+			DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+				c, err := dialer.DialContext(ctx, network, address)
+				if err != nil {
+					return nil, err
+				}
+				return &conn{c, silence}, nil
+			},
+			TLSClientConfig:     protect,
+			TLSHandshakeTimeout: dialTimeout,
+			MaxIdleConns:        idleConns,
+			MaxIdleConnsPerHost: idleConns,
+			IdleConnTimeout:     min(silence, 90*time.Second),
+			DisableCompression:  true, // what is stored is what is read
+			ReadBufferSize:      64 << 10,
+			WriteBufferSize:     64 << 10,
+		},
+		// The SDK says what a redirect means.
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+}
+
+// conn is given up when nothing moves while somebody waits for it: while a read
+// waits, what is written counts as a move, so that an upload may last; while
+// nobody reads, no time runs, so that a slow reader is not taken for a slow
+// server.
+type conn struct {
+	net.Conn
+	silence time.Duration
+}
+
+// Read waits at most for the silence.
+func (c *conn) Read(p []byte) (int, error) {
+	_ = c.SetReadDeadline(time.Now().Add(c.silence))
+	return c.Conn.Read(p)
+}
+
+// Write puts off the end of a read that waits.
+func (c *conn) Write(p []byte) (int, error) {
+	_ = c.SetDeadline(time.Now().Add(c.silence))
+	return c.Conn.Write(p)
+}
+
+func tlsConfig(t *athena.TLS) (*tls.Config, error) {
+	if t == nil {
+		return nil, nil
+	}
+	cfg := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: t.ServerName, InsecureSkipVerify: t.SkipVerify}
+	if t.CAFile != "" {
+		pem, err := os.ReadFile(t.CAFile)
+		if err != nil {
+			return nil, athena.Wrap(athena.CodeBackendUnavailable, err, "the file of connection.tls.ca_file cannot be read on this process").At("connection.tls.ca_file")
+		}
+		cfg.RootCAs = x509.NewCertPool()
+		if !cfg.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, athena.Errorf(athena.CodeInvalidRequest, "connection.tls.ca_file holds no certificate in PEM").At("connection.tls.ca_file")
+		}
+	}
+	switch {
+	case (t.CertFile == "") != (t.KeyFile == ""):
+		return nil, athena.Errorf(athena.CodeInvalidRequest, "connection.tls.cert_file and connection.tls.key_file go together; give both or neither").At("connection.tls.cert_file")
+	case t.CertFile != "":
+		cert, err := tls.LoadX509KeyPair(t.CertFile, t.KeyFile)
+		if err != nil {
+			return nil, athena.Wrap(athena.CodeBackendUnavailable, err, "the certificate of connection.tls.cert_file and its key cannot be used on this process").At("connection.tls.cert_file")
+		}
+		cfg.Certificates = []tls.Certificate{cert}
+	}
+	return cfg, nil
+}
