@@ -197,11 +197,7 @@ const (
 type Task struct {
 	Run string `json:"run"`
 	N   int    `json:"n"` // from 0
-	// Part says what is read; the source's business.
-	Part json.RawMessage `json:"part,omitempty"`
-	// Rows and Bytes are estimated; -1 is not known.
-	Rows  int64 `json:"rows"`
-	Bytes int64 `json:"bytes"`
+	Part stage.Part `json:"part"`
 
 	State   TaskState `json:"state"`
 	Slot    int       `json:"slot"` // whose worker has it

@@ -19,6 +19,7 @@ package stage
 
 import (
 	"context"
+	"encoding/json"
 
 	"github.com/athena-pipelines/athena/pkg/driver"
 	"github.com/athena-pipelines/athena/pkg/record"
@@ -58,12 +59,32 @@ type Object struct {
 	Schema *record.Schema `json:"-"`
 }
 
-// Dead is a row that could not go on.
-type Dead struct {
-	Stage  string // transforms[2], sink …
+// A Source gives the rows of a batch.
+type Source interface {
+	// Describe describes its rows, as they are now.
+	Describe(ctx context.Context) (*record.Schema, error)
+	// Split divides it into parts that are read independently, by any worker; into
+	// one if whole.
+	Split(ctx context.Context, whole bool) ([]Part, error)
+	// Read reads a part. Batches are good during the call of fn only. What is no
+	// row is handed to reject, and reading goes on; an error of either ends it and
+	// is returned.
+	Read(ctx context.Context, part Part, fn func(*record.Batch) error, reject func(Unread) error) error
+}
+
+// A Part is a share of a source. It is kept as JSON.
+type Part struct {
+	// What says which; the source's business.
+	What json.RawMessage `json:"what,omitempty"`
+	// Rows and Bytes are estimated; -1 is not known.
+	Rows  int64 `json:"rows"`
+	Bytes int64 `json:"bytes"`
+}
+
+// Unread is what a source gave that is no row.
+type Unread struct {
+	Text   string // bounded
 	Reason string
 	Column string
-	Row    []byte // the source's row, as JSON
-	From   string // table or object
-	Pos    string // position of the change
+	From   string // object and line
 }
