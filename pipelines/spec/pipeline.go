@@ -4,7 +4,6 @@ package spec
 
 import (
 	"encoding/json"
-	"time"
 
 	"github.com/athena-pipelines/athena/pkg/driver"
 	"github.com/athena-pipelines/athena/pkg/record"
@@ -27,14 +26,18 @@ type Pipeline struct {
 	Parallel int    `json:"parallel,omitempty"`
 	Tests    []Test `json:"tests,omitempty"`
 	// Params makes the definition a template: "${name}" in its texts stands for
-	// the value that a run gives.
+	// the value that a run gives; see Instantiate.
 	Params map[string]Param `json:"params,omitempty"`
+	// DryRun asks for no more than a plan of level sample, of a definition that is
+	// run at once.
+	DryRun bool `json:"dry_run,omitempty"`
 }
 
 // A Source says where rows come from: exactly one of Table, Query, CDC, Objects
 // and Deferred is set.
 type Source struct {
-	Client string `json:"client"`
+	// Client is whose backend is read; that of the job behind Deferred.
+	Client string `json:"client,omitempty"`
 
 	Table   string             `json:"table,omitempty"` // schema.table
 	Columns []string           `json:"columns,omitempty"`
@@ -150,11 +153,7 @@ type Test struct {
 type Param struct {
 	Description string  `json:"description,omitempty"`
 	Default     *string `json:"default,omitempty"` // without one, the run must give it
-	Pattern     string  `json:"pattern,omitempty"` // a regular expression for the whole value
+	// Pattern is a regular expression for the whole value; letters, digits and any
+	// of _ . : / @ + - unless it is given, so that no value ends the text it is in.
+	Pattern string `json:"pattern,omitempty"`
 }
-
-// A Duration is written as "60s".
-type Duration time.Duration
-
-// Bytes is a number of bytes, written as "128MiB" or as a number.
-type Bytes int64
