@@ -32,6 +32,9 @@ type Definition struct {
 type Standing struct {
 	// Paused says that its schedule starts no runs.
 	Paused bool `json:"paused,omitempty"`
+	// Stream is the run that follows its source, or was the last to do so. It is
+	// written before the run is, so that there is one at most.
+	Stream string `json:"stream,omitempty"`
 	// Fired is the last time of the schedule that was seen to.
 	Fired time.Time `json:"fired,omitzero"`
 	// Schema is what the source had in the last run that succeeded.
@@ -99,6 +102,9 @@ type Run struct {
 	Kind       Kind   `json:"kind"`
 	// Spec is the definition, with the values of its parameters in it.
 	Spec json.RawMessage `json:"spec"`
+	// Request is the digest of what was asked for under an idempotency key; empty
+	// without one.
+	Request string `json:"request,omitempty"`
 	// Trigger is api, schedule or start.
 	Trigger string `json:"trigger"`
 	// Key is the public id of the key in whose name it runs.
@@ -144,6 +150,7 @@ type Cause struct {
 
 // A Step is one thing that happened to a run.
 type Step struct {
+	N    int       `json:"n"` // among all steps of the run, from 1
 	At   time.Time `json:"at"`
 	Text string    `json:"text"`
 }
@@ -153,7 +160,11 @@ const stepsMost = 100
 
 // Log notes what happened.
 func (r *Run) Log(format string, args ...any) {
-	r.Steps = append(r.Steps, Step{time.Now().UTC(), fmt.Sprintf(format, args...)})
+	last := 0
+	if n := len(r.Steps); n > 0 {
+		last = r.Steps[n-1].N
+	}
+	r.Steps = append(r.Steps, Step{last + 1, time.Now().UTC(), fmt.Sprintf(format, args...)})
 	if n := len(r.Steps) - stepsMost; n > 0 {
 		r.Steps = r.Steps[n:]
 	}
@@ -195,8 +206,8 @@ const (
 // A Task is a share of a batch. Any worker may take it that can reach source and
 // sink; what it was when it was killed is done again.
 type Task struct {
-	Run string `json:"run"`
-	N   int    `json:"n"` // from 0
+	Run  string     `json:"run"`
+	N    int        `json:"n"` // from 0
 	Part stage.Part `json:"part"`
 
 	State   TaskState `json:"state"`

@@ -122,12 +122,20 @@ func (s *Store) Standing(id string) Standing {
 
 // Remember changes what is remembered of a pipeline.
 func (s *Store) Remember(ctx context.Context, id string, change func(*Standing)) error {
+	return s.Claim(ctx, id, func(st *Standing) error { change(st); return nil })
+}
+
+// Claim is Remember for a change that may be refused: an error of change is
+// returned, and nothing is stored.
+func (s *Store) Claim(ctx context.Context, id string, change func(*Standing) error) error {
 	return s.retry(ctx, func() error {
 		st, rev, _, err := documents.Get[Standing](ctx, s.docs, keyStanding+id)
 		if err != nil {
 			return err
 		}
-		change(&st)
+		if err := change(&st); err != nil {
+			return err
+		}
 		_, err = s.docs.Put(ctx, keyStanding+id, st, rev)
 		return err
 	})
