@@ -10,6 +10,7 @@ import (
 	"github.com/athena-pipelines/athena/pkg/athena"
 	"github.com/athena-pipelines/athena/pkg/bus"
 	"github.com/athena-pipelines/athena/pkg/cdc"
+	"github.com/athena-pipelines/athena/pkg/documents"
 	"github.com/athena-pipelines/athena/pkg/driver"
 )
 
@@ -34,7 +35,7 @@ func (s *Store) PrepareStream(ctx context.Context, c Capture) (End, error) {
 func (s *Store) end(ctx context.Context, stream jetstream.Stream) (End, error) {
 	info, err := stream.Info(ctx)
 	if err != nil {
-		return End{}, unavailable(err)
+		return End{}, athena.Wrap(athena.CodeBusUnavailable, err, "the end of a client's stream cannot be read")
 	}
 	e := End{Sequence: info.State.LastSeq}
 	if info.State.Msgs == 0 {
@@ -65,7 +66,7 @@ func (s *Store) DropStream(ctx context.Context, client string) error {
 	}
 	var kerrs []error
 	for _, v := range s.tableVersions(client) {
-		kerrs = append(kerrs, s.remove(ctx, tableVersionKey(client, v.Table)))
+		kerrs = append(kerrs, s.docs.Remove(ctx, tableVersionKey(client, v.Table)))
 	}
 	return errors.Join(append(kerrs, err, oerr)...)
 }
@@ -75,7 +76,7 @@ func (s *Store) DropStream(ctx context.Context, client string) error {
 // aged out of it, and is told here of what a crash kept from it.
 func (s *Store) TableVersions(ctx context.Context, client string) (map[driver.TableName]TableVersion, error) {
 	if err := s.Sync(ctx); err != nil {
-		return nil, unavailable(err)
+		return nil, err
 	}
 	out := map[driver.TableName]TableVersion{}
 	for _, v := range s.tableVersions(client) {
@@ -102,14 +103,47 @@ func (s *Store) TableVersions(ctx context.Context, client string) (map[driver.Ta
 	return out, nil
 }
 
+// ColumnsOf returns the columns that a table had in a version of the client's
+// stream; the last ones if version is 0. A not_found error says that the stream no
+// longer tells.
+func (s *Store) ColumnsOf(ctx context.Context, client string, t driver.TableName, version int) (TableVersion, error) {
+	last, err := s.TableVersions(ctx, client)
+	if err != nil {
+		return TableVersion{}, err
+	}
+	if v, ok := last[t]; ok && (v.Version == version || version == 0) {
+		return v, nil
+	}
+	const most = 1000
+	for from := uint64(1); ; {
+		raws, err := s.bus.Scan(ctx, bus.CDCStream(client), bus.CDCSchema(client, t.Schema, t.Table), from, most)
+		if err != nil {
+			return TableVersion{}, err
+		}
+		for _, raw := range raws {
+			var c cdc.Change
+			if err := json.Unmarshal(raw.Data, &c); err != nil {
+				return TableVersion{}, err
+			}
+			if c.SchemaVersion == version {
+				return TableVersion{Table: t, Version: version, Columns: c.Columns}, nil
+			}
+			from = raw.Sequence + 1
+		}
+		if len(raws) < most {
+			return TableVersion{}, athena.Errorf(athena.CodeNotFound, "the stream of client %q no longer tells which columns table %s had in version %d", client, t, version)
+		}
+	}
+}
+
 func (s *Store) tableVersions(client string) []TableVersion {
-	return list[TableVersion](s, kindTable+"."+client+".", nil)
+	return documents.List[TableVersion](s.docs, kindTable+"."+client+".", nil)
 }
 
 // PutTableVersion keeps a column set beyond the time that the stream does. It is
 // called behind the stream's own acknowledgement.
 func (s *Store) PutTableVersion(ctx context.Context, client string, v TableVersion) error {
-	return s.set(ctx, tableVersionKey(client, v.Table), v)
+	return s.docs.Set(ctx, tableVersionKey(client, v.Table), v)
 }
 
 func tableVersionKey(client string, t driver.TableName) string {

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/athena-pipelines/athena/pkg/athena"
+	"github.com/athena-pipelines/athena/pkg/record"
 )
 
 // Backend is an open handle to one engine. Its methods, and those of the
@@ -313,6 +314,12 @@ type Counter interface {
 	Count(ctx context.Context, schema, table string, timeout time.Duration) (int64, error)
 }
 
+// ColumnTyper tells the type of a column by the engine's own name of it, without
+// asking the engine.
+type ColumnTyper interface {
+	ColumnType(native string) record.Type
+}
+
 // Supports derives a backend's capabilities from the interfaces that it
 // implements, so that a driver cannot claim what it did not write.
 func Supports(b Backend) (s athena.Capabilities) {
@@ -352,7 +359,9 @@ type Driver struct {
 	// are no Queriers.
 	Language Language
 	Analyze  func(text string) Analysis
-	Open     func(ctx context.Context, conn athena.Connection) (Backend, error)
+	// ColumnType is that of the backends, if they are ColumnTypers.
+	ColumnType func(native string) record.Type
+	Open       func(ctx context.Context, conn athena.Connection) (Backend, error)
 }
 
 // New makes a Driver of a driver's own constructor, which takes exactly the
@@ -376,6 +385,9 @@ func New[C athena.Connection, B Backend](open func(context.Context, C) (B, error
 	}
 	if q, ok := Backend(zero).(Querier); ok {
 		d.Language, d.Analyze = q.Language(), q.Analyze
+	}
+	if c, ok := Backend(zero).(ColumnTyper); ok {
+		d.ColumnType = c.ColumnType
 	}
 	return d
 }

@@ -73,6 +73,18 @@ func (b *Batch) Undo() {
 	}
 }
 
+// Drop takes back the rows from n on.
+func (b *Batch) Drop(n int) {
+	if n >= b.rows {
+		return
+	}
+	b.rows = n
+	b.Undo()
+	if b.Changes != nil {
+		b.Changes = b.Changes[:n]
+	}
+}
+
 // Reset empties the batch and keeps its memory.
 func (b *Batch) Reset() {
 	for i := range b.Columns {

@@ -156,7 +156,7 @@ func bounded(s []byte) string {
 // not safe for concurrent use.
 //
 // Values come in the forms of docs/types.md. Numbers may stand in strings too,
-// and numbers, true and false may stand for text, as they are written.
+// and every other value may stand for text, as it is written.
 type Parser struct {
 	// Absent makes columns that an object lacks absent; else they are null.
 	Absent bool
@@ -303,7 +303,12 @@ func (p *Parser) member(v *Vector, column *Column, d *scanner) error {
 		if err := d.value(1); err != nil {
 			return err
 		}
-		return refuse(column.Name, d.s[from:d.i], column.Type)
+		if v.Kind != Text {
+			return refuse(column.Name, d.s[from:d.i], column.Type)
+		}
+		v.Data = appendOneLine(v.Data, d.s[from:d.i])
+		v.End()
+		return nil
 	case 't', 'f':
 		if err := d.value(1); err != nil {
 			return err

@@ -1,0 +1,288 @@
+package source
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"io"
+	"slices"
+
+	"github.com/athena-pipelines/athena/pipelines/stage"
+	"github.com/athena-pipelines/athena/pkg/athena"
+	"github.com/athena-pipelines/athena/pkg/cdc"
+	"github.com/athena-pipelines/athena/pkg/changefeed"
+	"github.com/athena-pipelines/athena/pkg/driver"
+	"github.com/athena-pipelines/athena/pkg/record"
+)
+
+// Changes reads the changes of some tables of a client from its stream, as rows.
+// It is not safe for concurrent use.
+type Changes struct {
+	Store  *changefeed.Store
+	Client string
+	// Types gives the type of a column by the engine's name of it.
+	Types func(native string) record.Type
+	// Reader reads the stream, with a filter that lets changes of columns through.
+	Reader *changefeed.Reader
+
+	tables map[driver.TableName]*changedTable
+	line   cdc.Change
+}
+
+// changedTable is what is known of one table.
+type changedTable struct {
+	version int
+	schema  *record.Schema
+	rows    *record.Parser
+	keys    *record.Parser // of the key's columns alone
+	keyOnly *record.Schema
+}
+
+// A Chunk is what Next gives at once.
+type Chunk struct {
+	// Batches have rows of one table each. A table is in one of them at most.
+	Batches []*record.Batch
+	// Cursor stands behind all of it.
+	Cursor cdc.Position
+	// Columns names a table whose columns are others behind this chunk.
+	Columns string
+	// Gap says that changes may be missing before what follows the chunk.
+	Gap bool
+	// Bytes is how large the lines were.
+	Bytes int64
+	More  bool
+	Lines int
+}
+
+// Next waits for changes and returns them, at most about so many. After the
+// reader's heartbeat it returns what there is, which may be nothing. What is no
+// row is handed to reject.
+func (c *Changes) Next(ctx context.Context, most int, reject func(stage.Unread, cdc.Position) error) (Chunk, error) {
+	lines, err := c.Reader.Take(ctx, most)
+	if err != nil {
+		return Chunk{}, err
+	}
+	if len(lines.Lines) == 0 && !lines.More {
+		if lines, err = c.Reader.Next(ctx); err != nil {
+			return Chunk{}, err
+		}
+	}
+	out := Chunk{Cursor: lines.Cursor, More: lines.More, Lines: len(lines.Lines)}
+	at := map[*record.Schema]*record.Batch{}
+	for _, line := range lines.Lines {
+		out.Bytes += int64(len(line))
+		c.line = cdc.Change{Unchanged: c.line.Unchanged[:0]}
+		if err := cdc.Decode(line, &c.line); err != nil {
+			return Chunk{}, err
+		}
+		switch c.line.Op {
+		case cdc.Message:
+			out.Gap = out.Gap || c.line.Prefix == changefeed.PrefixBegin
+		case cdc.Schema:
+			name := driver.TableName{Schema: c.line.Schema, Table: c.line.Table}
+			// Rows before it have been parsed with what was known then, and those
+			// behind it will be with this.
+			if c.know(name, c.line.SchemaVersion, c.line.Columns) {
+				out.Columns = name.String()
+			}
+		default:
+			if err := c.add(ctx, &out, at, reject); err != nil {
+				return Chunk{}, err
+			}
+		}
+	}
+	return out, nil
+}
+
+// add appends the change of c.line.
+func (c *Changes) add(ctx context.Context, out *Chunk, at map[*record.Schema]*record.Batch, reject func(stage.Unread, cdc.Position) error) error {
+	t, err := c.table(ctx)
+	if err != nil {
+		return err
+	}
+	b := at[t.schema]
+	if b == nil {
+		b = record.New(t.schema, 256)
+		b.From = c.line.Schema + "." + c.line.Table
+		b.Changes = make([]record.Change, 0, 256)
+		at[t.schema] = b
+		out.Batches = append(out.Batches, b)
+	}
+	was := b.Rows()
+	if err := c.rows(ctx, t, b); err != nil {
+		b.Drop(was) // the delete that goes before an update
+		row := c.line.After
+		if row == nil {
+			row = c.line.Key
+		}
+		return reject(stage.Unread{Text: string(row[:min(len(row), 1<<16)]), Reason: err.Error(), From: b.From}, c.line.Pos)
+	}
+	return nil
+}
+
+// rows appends the rows that a change comes to.
+func (c *Changes) rows(ctx context.Context, t *changedTable, b *record.Batch) error {
+	l := &c.line
+	mark := record.Change{Op: l.Op, Pos: l.Pos}
+	if l.Tx != nil {
+		mark.At = l.Tx.At.UnixMicro()
+	}
+	row := l.After
+	switch l.Op {
+	case cdc.Truncate:
+		row = json.RawMessage("{}")
+	case cdc.Delete:
+		if row = l.Before; row == nil {
+			row = l.Key
+		}
+	case cdc.Update:
+		moved, err := t.moved(l)
+		if err != nil {
+			return err
+		}
+		if moved != nil {
+			if _, err := t.rows.Parse(b, moved); err != nil {
+				return err
+			}
+			b.Changes = append(b.Changes, record.Change{Op: cdc.Delete, Pos: l.Pos, At: mark.At, Implied: true})
+		}
+	}
+	if bytes.Contains(row, []byte(`{"$ref":"`)) {
+		var err error
+		if row, err = c.whole(ctx, row); err != nil {
+			return err
+		}
+	}
+	if _, err := t.rows.Parse(b, row); err != nil {
+		return err
+	}
+	b.Changes = append(b.Changes, mark)
+	return nil
+}
+
+// moved returns the old row of an update that changed the key; nil if it did not.
+func (t *changedTable) moved(l *cdc.Change) (json.RawMessage, error) {
+	if l.Before == nil || t.keys == nil {
+		return nil, nil
+	}
+	pair := record.New(t.keyOnly, 2)
+	for _, row := range []json.RawMessage{l.Before, l.After} {
+		if _, err := t.keys.Parse(pair, row); err != nil {
+			return nil, err
+		}
+	}
+	var was, is []byte
+	for i, c := range t.keyOnly.Columns {
+		v := &pair.Columns[i]
+		if v.Absent(1) { // the new row does not say, so it did not change
+			continue
+		}
+		was, is = v.AppendJSON(was, c.Type, 0), v.AppendJSON(is, c.Type, 1)
+	}
+	if bytes.Equal(was, is) {
+		return nil, nil
+	}
+	return l.Before, nil
+}
+
+// table returns what is known of the table of c.line, at its version.
+func (c *Changes) table(ctx context.Context) (*changedTable, error) {
+	name := driver.TableName{Schema: c.line.Schema, Table: c.line.Table}
+	if t := c.tables[name]; t != nil && (t.version == c.line.SchemaVersion || c.line.SchemaVersion == 0) {
+		return t, nil
+	}
+	// The reader has begun behind the change of columns that tells of it.
+	v, err := c.Store.ColumnsOf(ctx, c.Client, name, c.line.SchemaVersion)
+	if err != nil {
+		return nil, err
+	}
+	c.know(name, v.Version, v.Columns)
+	return c.tables[name], nil
+}
+
+// know takes over the columns of a table, and reports whether they are others
+// than were known.
+func (c *Changes) know(name driver.TableName, version int, columns []cdc.Column) bool {
+	was := c.tables[name]
+	s := Schema(columns, c.Types)
+	t := &changedTable{version: version, schema: s, rows: record.NewParser(s)}
+	if was != nil && was.schema.Equal(s) {
+		was.version = version
+		return false
+	}
+	t.rows.Absent = true
+	if len(s.Key) > 0 {
+		t.keyOnly = &record.Schema{Key: s.Key}
+		for _, col := range s.Columns {
+			if slices.Contains(s.Key, col.Name) {
+				t.keyOnly.Columns = append(t.keyOnly.Columns, col)
+			}
+		}
+		t.keys = record.NewParser(t.keyOnly)
+		t.keys.Absent = true
+	}
+	if c.tables == nil {
+		c.tables = map[driver.TableName]*changedTable{}
+	}
+	c.tables[name] = t
+	return was != nil
+}
+
+// Schema makes a schema of the columns of a change.
+func Schema(columns []cdc.Column, types func(string) record.Type) *record.Schema {
+	s := &record.Schema{}
+	for _, col := range columns {
+		s.Columns = append(s.Columns, record.Column{Name: col.Name, Type: types(col.Type), Native: col.Type, Nullable: !col.Key})
+		if col.Key {
+			s.Key = append(s.Key, col.Name)
+		}
+	}
+	return s
+}
+
+// wholeMost is how large a value may be that is put back into its row.
+const wholeMost = 64 << 20
+
+// whole puts the values back that were too large for the stream.
+func (c *Changes) whole(ctx context.Context, row json.RawMessage) (json.RawMessage, error) {
+	var fields map[string]json.RawMessage
+	if err := json.Unmarshal(row, &fields); err != nil {
+		return nil, err
+	}
+	changed := false
+	for name, raw := range fields {
+		var ref struct {
+			Ref    string `json:"$ref"`
+			SHA256 string `json:"sha256"`
+			Bytes  int64  `json:"bytes"`
+		}
+		if !bytes.HasPrefix(raw, []byte(`{"$ref":"`)) || json.Unmarshal(raw, &ref) != nil || ref.SHA256 == "" {
+			continue
+		}
+		if ref.Bytes > wholeMost {
+			return nil, athena.Errorf(athena.CodePayloadTooLarge, "column %q has a value of %d bytes; a pipeline takes at most %d", name, ref.Bytes, int64(wholeMost))
+		}
+		o, err := c.Store.Object(ctx, c.Client, ref.Ref)
+		if err != nil {
+			return nil, err
+		}
+		value, err := io.ReadAll(io.LimitReader(o, wholeMost))
+		o.Close()
+		if err != nil {
+			return nil, athena.Wrap(athena.CodeBusUnavailable, err, "the value of column %q cannot be read", name)
+		}
+		fields[name], changed = value, true
+	}
+	if !changed {
+		return row, nil
+	}
+	return json.Marshal(fields)
+}
+
+// Known reports the schema of a table, where it is known by now.
+func (c *Changes) Known(name driver.TableName) *record.Schema {
+	if t := c.tables[name]; t != nil {
+		return t.schema
+	}
+	return nil
+}
