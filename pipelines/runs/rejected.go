@@ -94,7 +94,12 @@ func (s *Store) rejectAll(ctx context.Context, msgs []*nats.Msg) error {
 
 // ListRejected returns rows of a pipeline from seq on, at most so many.
 func (s *Store) ListRejected(ctx context.Context, pipelineID string, from uint64, most int) ([]Rejected, error) {
-	raws, err := s.bus.Scan(ctx, bus.StreamRejected, bus.RejectedAny(pipelineID, bus.Any), max(1, from), most)
+	return s.RejectedOf(ctx, pipelineID, bus.Any, from, most)
+}
+
+// RejectedOf is ListRejected for the rows of one run.
+func (s *Store) RejectedOf(ctx context.Context, pipelineID, run string, from uint64, most int) ([]Rejected, error) {
+	raws, err := s.bus.Scan(ctx, bus.StreamRejected, bus.RejectedAny(pipelineID, run), max(1, from), most)
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package runs
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -127,18 +128,20 @@ func (s *Store) Remember(ctx context.Context, id string, change func(*Standing))
 
 // Claim is Remember for a change that may be refused: an error of change is
 // returned, and nothing is stored.
-func (s *Store) Claim(ctx context.Context, id string, change func(*Standing) error) error {
-	return s.retry(ctx, func() error {
+func (s *Store) Claim(ctx context.Context, id string, change func(*Standing) error) (err error) {
+	var refused error
+	err = s.retry(ctx, func() error {
 		st, rev, _, err := documents.Get[Standing](ctx, s.docs, keyStanding+id)
 		if err != nil {
 			return err
 		}
-		if err := change(&st); err != nil {
-			return err
+		if refused = change(&st); refused != nil {
+			return nil
 		}
 		_, err = s.docs.Put(ctx, keyStanding+id, st, rev)
 		return err
 	})
+	return cmp.Or(refused, err)
 }
 
 // retry does what may be overtaken by another write, a few times.
@@ -185,6 +188,7 @@ func (s *Store) Put(ctx context.Context, r Run) (Run, error) {
 // Change changes a run as it is stored now, whoever else writes it. An error of
 // change is returned, and nothing is stored.
 func (s *Store) Change(ctx context.Context, id string, change func(*Run) error) (r Run, err error) {
+	var refused error
 	err = s.retry(ctx, func() error {
 		var ok bool
 		if r, r.Revision, ok, err = documents.Get[Run](ctx, s.docs, keyRun+id); err != nil {
@@ -194,14 +198,14 @@ func (s *Store) Change(ctx context.Context, id string, change func(*Run) error) 
 			return athena.Errorf(athena.CodeNotFound, "there is no run %.80q; list them with GET /pipelines/{name}/runs", id)
 		}
 		rev := r.Revision
-		if err := change(&r); err != nil {
-			return err
+		if refused = change(&r); refused != nil {
+			return nil
 		}
 		r.Revision = rev
 		r, err = s.Put(ctx, r)
 		return err
 	})
-	return r, err
+	return r, cmp.Or(refused, err)
 }
 
 // Forget removes a run and all that is kept of it.
