@@ -32,9 +32,11 @@ type Definition struct {
 type Standing struct {
 	// Paused says that its schedule starts no runs.
 	Paused bool `json:"paused,omitempty"`
-	// Stream is the run that follows its source, or was the last to do so. It is
-	// written before the run is, so that there is one at most.
-	Stream string `json:"stream,omitempty"`
+	// Stream is the run that follows its source, or was the last to do so, and
+	// StreamAt when it was claimed: before the run is stored, so that there is one at
+	// most.
+	Stream   string    `json:"stream,omitempty"`
+	StreamAt time.Time `json:"stream_at,omitzero"`
 	// Fired is the last time of the schedule that was seen to.
 	Fired time.Time `json:"fired,omitzero"`
 	// Schema is what the source had in the last run that succeeded.
@@ -146,6 +148,8 @@ type Cause struct {
 	Message string         `json:"message"`
 	Details map[string]any `json:"details,omitempty"`
 	Since   time.Time      `json:"since"`
+	// Final says that trying again is of no use before somebody has mended it.
+	Final bool `json:"final,omitempty"`
 }
 
 // A Step is one thing that happened to a run.
@@ -193,6 +197,20 @@ func (c *Counts) Add(o Counts) {
 	c.Changed += o.Changed
 }
 
+// Busy is how long the stages were at work.
+type Busy struct {
+	Source    time.Duration `json:"source"`
+	Transform time.Duration `json:"transform"`
+	Sink      time.Duration `json:"sink"`
+}
+
+// Add adds o to b.
+func (b *Busy) Add(o Busy) {
+	b.Source += o.Source
+	b.Transform += o.Transform
+	b.Sink += o.Sink
+}
+
 // TaskState is how a task fares.
 type TaskState string
 
@@ -215,6 +233,7 @@ type Task struct {
 	Worker  string    `json:"worker,omitempty"`
 	Attempt int       `json:"attempt"`
 	Counts  Counts    `json:"counts"`
+	Busy    Busy      `json:"busy"`
 	// Decided are the objects that are to be published, whatever happens.
 	Decided []stage.Object `json:"decided,omitempty"`
 	Objects []stage.Object `json:"objects,omitempty"` // that were published
