@@ -413,6 +413,17 @@ func (s *Store) streamInfo(ctx context.Context, client string) (*jetstream.Strea
 	return nil, unreadable(client, err)
 }
 
+// Whole reports whether a client's stream has everything since its first snapshot:
+// who reads it from its beginning needs no other.
+func (s *Store) Whole(ctx context.Context, client string) (bool, error) {
+	c, ok := s.Capture(client)
+	if !ok || c.Snapshot != SnapshotInitial {
+		return false, nil
+	}
+	info, err := s.streamInfo(ctx, client)
+	return err == nil && (info == nil || info.State.FirstSeq <= 1), err
+}
+
 func unreadable(client string, err error) error {
 	if errors.Is(err, context.Canceled) {
 		return err

@@ -48,6 +48,12 @@ func parseGlob(field, text string) (glob, error) {
 	return glob{first, second}, nil
 }
 
+// Pattern is the pattern that matches just one table.
+func Pattern(t driver.TableName) string {
+	quote := func(s string) string { return `"` + strings.ReplaceAll(s, `"`, `""`) + `"` }
+	return quote(t.Schema) + "." + quote(t.Table)
+}
+
 // parsePart takes the part that s begins with.
 func parsePart(s string) (m matcher, rest string, ok bool) {
 	if !strings.HasPrefix(s, `"`) {

@@ -1,16 +1,15 @@
 package changefeed
 
 import (
+	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"regexp"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
-
 	"github.com/athena-pipelines/athena/pkg/athena"
 	"github.com/athena-pipelines/athena/pkg/cdc"
+	"github.com/athena-pipelines/athena/pkg/documents"
 )
 
 // Delivery says how a subscription's changes reach its reader.
@@ -83,12 +82,12 @@ func (s *Store) Subscriptions(client string) []Subscription {
 	if client != "" {
 		prefix += client + "."
 	}
-	return list(s, prefix, func(v *Subscription, rev uint64) { v.Revision = rev })
+	return documents.List(s.docs, prefix, func(v *Subscription, rev uint64) { v.Revision = rev })
 }
 
 // Subscription returns one subscription; false if there is none.
 func (s *Store) Subscription(client, name string) (Subscription, bool) {
-	v, rev, ok := load[Subscription](s, kindSubscription+"."+client+"."+name)
+	v, rev, ok := documents.Load[Subscription](s.docs, kindSubscription+"."+client+"."+name)
 	v.Revision = rev
 	return v, ok
 }
@@ -103,7 +102,7 @@ func (s *Store) PutSubscription(ctx context.Context, v Subscription, begin cdc.P
 			return err
 		}
 	}
-	_, err := s.put(ctx, key, v, v.Revision)
+	_, err := s.docs.Put(ctx, key, v, v.Revision)
 	return err
 }
 
@@ -112,21 +111,14 @@ func (s *Store) PutSubscription(ctx context.Context, v Subscription, begin cdc.P
 func (s *Store) putBegin(ctx context.Context, key string, v Subscription, begin cdc.Position) error {
 	taken := athena.Errorf(athena.CodeConflict, "client %q has a subscription %q already; choose another name, or remove it first", v.Client, v.Name).At("name")
 	cursor := kindCursor + "." + v.Client + "." + v.Name
-	left, err := s.kv.Get(ctx, cursor)
-	if err != nil && !errors.Is(err, jetstream.ErrKeyNotFound) {
-		return unavailable(err)
+	_, over, _, err := documents.Get[Cursor](ctx, s.docs, cursor)
+	if err != nil {
+		return err
 	}
-	var over uint64
-	if left != nil {
-		over = left.Revision()
+	if _, _, there, err := documents.Get[Subscription](ctx, s.docs, key); there || err != nil {
+		return cmp.Or(err, error(taken))
 	}
-	switch _, err := s.kv.Get(ctx, key); {
-	case err == nil:
-		return taken
-	case !errors.Is(err, jetstream.ErrKeyNotFound):
-		return unavailable(err)
-	}
-	_, err = s.put(ctx, cursor, Cursor{Pos: begin, At: time.Now().UTC()}, over)
+	_, err = s.docs.Put(ctx, cursor, Cursor{Pos: begin, At: time.Now().UTC()}, over)
 	if athena.CodeOf(err) == athena.CodeConflict { // somebody makes the same
 		return taken
 	}
@@ -136,24 +128,19 @@ func (s *Store) putBegin(ctx context.Context, key string, v Subscription, begin 
 // ForgetSubscription removes a subscription and its cursor.
 func (s *Store) ForgetSubscription(ctx context.Context, client, name string) error {
 	return errors.Join(
-		s.remove(ctx, kindSubscription+"."+client+"."+name),
-		s.remove(ctx, kindCursor+"."+client+"."+name),
+		s.docs.Remove(ctx, kindSubscription+"."+client+"."+name),
+		s.docs.Remove(ctx, kindCursor+"."+client+"."+name),
 	)
 }
 
 // Cursor returns how far a subscription is, as it is stored now; a not_found
 // error if there is none.
 func (s *Store) Cursor(ctx context.Context, client, name string) (Cursor, error) {
-	e, err := s.kv.Get(ctx, kindCursor+"."+client+"."+name)
-	if errors.Is(err, jetstream.ErrKeyNotFound) {
-		return Cursor{}, athena.Errorf(athena.CodeNotFound, "client %q has no subscription %q", client, name)
+	c, revision, there, err := documents.Get[Cursor](ctx, s.docs, kindCursor+"."+client+"."+name)
+	if err == nil && !there {
+		err = athena.Errorf(athena.CodeNotFound, "client %q has no subscription %q", client, name)
 	}
-	if err != nil {
-		return Cursor{}, unavailable(err)
-	}
-	var c Cursor
-	err = json.Unmarshal(e.Value(), &c)
-	c.Revision = e.Revision()
+	c.Revision = revision
 	return c, err
 }
 
@@ -162,7 +149,7 @@ func (s *Store) Cursor(ctx context.Context, client, name string) (Cursor, error)
 func (s *Store) Cursors(client string) map[string]Cursor {
 	all := map[string]Cursor{}
 	for _, v := range s.Subscriptions(client) {
-		if c, rev, ok := load[Cursor](s, kindCursor+"."+client+"."+v.Name); ok {
+		if c, rev, ok := documents.Load[Cursor](s.docs, kindCursor+"."+client+"."+v.Name); ok {
 			c.Revision = rev
 			all[v.Name] = c
 		}
@@ -173,6 +160,6 @@ func (s *Store) Cursors(client string) map[string]Cursor {
 // PutCursor stores c over the revision that it has; a conflict error says that
 // somebody else has moved the cursor.
 func (s *Store) PutCursor(ctx context.Context, client, name string, c Cursor) error {
-	_, err := s.put(ctx, kindCursor+"."+client+"."+name, c, c.Revision)
+	_, err := s.docs.Put(ctx, kindCursor+"."+client+"."+name, c, c.Revision)
 	return err
 }

@@ -30,6 +30,33 @@ const (
 	CDCConfirmed     = "cdc.confirmed"      // it is confirmed
 )
 
+// The points, in the order in which the run of a pipeline passes them.
+const (
+	RunPrepared     = "run.prepared"     // target and checkpoints are made; there are no tasks yet
+	RunTasks        = "run.tasks"        // a task is made; not all of them are
+	TaskTaken       = "task.taken"       // a worker has a task and has read nothing
+	TaskWritten     = "task.written"     // all its rows are written; nothing has taken effect
+	TaskStaged      = "task.staged"      // its objects are staged; nothing is decided
+	TaskDecided     = "task.decided"     // it is decided to publish them; nothing is published
+	TaskCommitted   = "task.committed"   // it has taken effect; that it is done is not stored
+	TaskDone        = "task.done"        // it is done
+	RunFinishing    = "run.finishing"    // all tasks are done; nothing is swapped or listed
+	RunFinished     = "run.finished"     // it is; the end of the run is not stored
+	StreamRead      = "stream.read"      // changes were read; none is written
+	StreamWritten   = "stream.written"   // they are written; nothing has taken effect
+	StreamDecided   = "stream.decided"   // it is decided to publish their objects
+	StreamCommitted = "stream.committed" // they have taken effect; the cursor is not stored
+	StreamStored    = "stream.stored"    // the cursor is stored
+)
+
+// PipelinePoints lists the points of pipelines.
+func PipelinePoints() []string {
+	return []string{
+		RunPrepared, RunTasks, TaskTaken, TaskWritten, TaskStaged, TaskDecided, TaskCommitted, TaskDone, RunFinishing, RunFinished,
+		StreamRead, StreamWritten, StreamDecided, StreamCommitted, StreamStored,
+	}
+}
+
 // CDCPoints lists the points of captures.
 func CDCPoints() []string {
 	return []string{CDCStarted, CDCSnapshotChunk, CDCSpilled, CDCRead, CDCPacked, CDCPublished, CDCStored, CDCConfirmed}
