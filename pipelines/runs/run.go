@@ -254,6 +254,8 @@ type Cursor struct {
 	// Before is the position to which the cursor goes back if what was decided
 	// cannot be published any more.
 	Before cdc.Position `json:"before,omitempty"`
+	// Snapshot is that whose rows are still to come, behind Position.
+	Snapshot string `json:"snapshot,omitempty"`
 
 	Revision uint64 `json:"-"`
 }
