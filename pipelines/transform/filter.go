@@ -20,7 +20,7 @@ type filter struct {
 func (c *compiler) filter(text string) (step, *record.Schema, error) {
 	e, err := c.compile(text)
 	if err == nil {
-		err = e.want(cel.BoolType, `row.status == "paid"`)
+		err = e.want(cel.BoolType, filterExample)
 	}
 	if err != nil {
 		return nil, nil, err

@@ -17,7 +17,7 @@ type route struct {
 func (c *compiler) route(text string) (step, *record.Schema, error) {
 	e, err := c.compile(text)
 	if err == nil {
-		err = e.want(cel.StringType, `"orders_" + row.region`)
+		err = e.want(cel.StringType, routeExample)
 	}
 	if err != nil {
 		return nil, nil, err
