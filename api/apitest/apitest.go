@@ -26,8 +26,10 @@ import (
 	"github.com/athena-pipelines/athena/api/gateway"
 	"github.com/athena-pipelines/athena/api/middleware"
 	"github.com/athena-pipelines/athena/api/openapi/openapitest"
+	"github.com/athena-pipelines/athena/api/pipelines"
 	"github.com/athena-pipelines/athena/api/schema"
 	"github.com/athena-pipelines/athena/api/system"
+	"github.com/athena-pipelines/athena/pipelines/runs"
 	"github.com/athena-pipelines/athena/pkg/athena"
 	"github.com/athena-pipelines/athena/pkg/auth"
 	"github.com/athena-pipelines/athena/pkg/bus"
@@ -59,6 +61,8 @@ type World struct {
 	Changes    *changefeed.Store
 	Feeds      *changefeed.Feeds
 	Source     *Source
+	Runs       *runs.Store
+	Plans      *Plans
 	Engine     *gin.Engine
 	// Opens counts how often a backend was asked for, reached or not.
 	Opens atomic.Int64
@@ -71,7 +75,7 @@ func Start(t testing.TB, change func(*World, *api.Config)) *World {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
-	w := &World{DB: memory.New(), Bus: bustest.Start(t), Source: &Source{}, Log: &Buffer{}}
+	w := &World{DB: memory.New(), Bus: bustest.Start(t), Source: &Source{}, Plans: &Plans{}, Log: &Buffer{}}
 	t.Cleanup(func() { cancel(); running.Wait() })
 	run := func(f func(context.Context) error) {
 		running.Go(func() {
@@ -113,6 +117,9 @@ func Start(t testing.TB, change func(*World, *api.Config)) *World {
 	run(w.Changes.Run)
 	w.Feeds = changefeed.NewFeeds(w.Changes, log)
 	run(w.Feeds.Run)
+	w.Runs, err = runs.NewStore(ctx, w.Bus, log)
+	check(t, err)
+	run(w.Runs.Run)
 	about, err := system.New(system.Config{
 		Version: system.Version{Version: "test"}, Bus: system.Bus{Mode: "embedded", Sync: "always", Replicas: 1},
 		Prober: system.ProberFunc(func(ctx context.Context) []system.Check {
@@ -128,6 +135,7 @@ func Start(t testing.TB, change func(*World, *api.Config)) *World {
 			gateway.New(gateway.Config{Dispatcher: w.Dispatcher, Drivers: drivers, Jobs: jobs, Cursors: keyring}),
 			schema.New(w.Dispatcher),
 			cdc.New(w.CDC()),
+			pipelines.New(w.Pipelines()),
 			admin.New(admin.Config{
 				Dispatcher: w.Dispatcher, Clients: w.Catalog, Keys: w.Keys, Audit: ops.NewAudit(w.Bus, log),
 				Dead: admin.NewDeadLetters(w.Bus), Cursors: keyring,
@@ -158,9 +166,18 @@ func (w *World) CDC() cdc.Config {
 	}
 }
 
+// Pipelines is the configuration of the family of pipelines.
+func (w *World) Pipelines() pipelines.Config {
+	return pipelines.Config{
+		Dispatcher: w.Dispatcher, Store: w.Runs, Plans: w.Plans, Verify: w.Keys, Keys: w.Keys,
+		Audit: ops.NewAudit(w.Bus, slog.New(slog.DiscardHandler)),
+	}
+}
+
 func (w *World) driver() driver.Driver {
 	d := memory.Driver(w.DB)
-	d.Supports = driver.Supports(&changing{})
+	// Pipelines are asked for here, and run nowhere.
+	d.Supports = driver.Supports(&changing{}) | athena.Allow(athena.PipelineSource, athena.PipelineSink)
 	d.Open = func(ctx context.Context, _ athena.Connection) (driver.Backend, error) {
 		w.Opens.Add(1)
 		b, err := w.DB.Open(ctx)
