@@ -336,7 +336,13 @@ func Supports(b Backend) (s athena.Capabilities) {
 		s |= athena.Allow(athena.Provisioning)
 	}
 	if _, ok := b.(ChangeSource); ok {
-		s |= athena.Allow(athena.CDC)
+		s |= athena.Allow(athena.CDC, athena.PipelineSource)
+	}
+	if _, ok := b.(TableReader); ok {
+		s |= athena.Allow(athena.PipelineSource)
+	}
+	if _, ok := b.(TableWriter); ok {
+		s |= athena.Allow(athena.PipelineSink)
 	}
 	if _, ok := b.(ObjectReader); ok {
 		s |= athena.Allow(athena.ObjectRead, athena.PipelineSource)

@@ -47,6 +47,9 @@ var (
 	_ driver.Provisioner     = (*Backend)(nil)
 	_ driver.Identifier      = (*Backend)(nil)
 	_ driver.ChangeSource    = (*Backend)(nil)
+	_ driver.TableReader     = (*Backend)(nil)
+	_ driver.TableCopier     = (*Backend)(nil)
+	_ driver.TableWriter     = (*Backend)(nil)
 )
 
 // Backend is a pool of connections to one PostgreSQL database, and one

@@ -39,7 +39,7 @@ func TestConformance(t *testing.T) {
 			return b
 		},
 		Claims: athena.Allow(athena.GatewayQuery, athena.DeferredQuery, athena.RawSQL,
-			athena.SchemaRead, athena.MigrationsRead, athena.Provisioning, athena.CDC),
+			athena.SchemaRead, athena.MigrationsRead, athena.Provisioning, athena.CDC, athena.PipelineSource, athena.PipelineSink),
 		Tracked: true, Explains: true, Counts: true, Identifies: true,
 		Unreachable: func(t *testing.T) (driver.Backend, error) {
 			s := pgtest.Server(t, map[string]string{"fsync": "off"})

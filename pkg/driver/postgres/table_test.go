@@ -1,0 +1,207 @@
+package postgres
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/athena-pipelines/athena/pkg/athena"
+	"github.com/athena-pipelines/athena/pkg/cdc"
+	"github.com/athena-pipelines/athena/pkg/driver"
+	"github.com/athena-pipelines/athena/pkg/localpg/pgtest"
+	"github.com/athena-pipelines/athena/pkg/record"
+)
+
+// A tableRig is a backend on a database of its own, and SQL beside it.
+type tableRig struct {
+	testing.TB
+	b   *Backend
+	sql *pgx.Conn
+	dsn string
+}
+
+func newTableRig(t testing.TB, setup string) *tableRig {
+	t.Helper()
+	r := &tableRig{TB: t, dsn: pgtest.DSN(t)}
+	cfg, err := pgx.ParseConfig(r.dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for k, v := range SessionSettings() {
+		cfg.RuntimeParams[k] = v
+	}
+	if r.sql, err = pgx.ConnectConfig(context.Background(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	if r.b, err = Open(context.Background(), athena.PostgresConn{DSN: athena.NewSecret(r.dsn)}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = r.b.Close(context.Background())
+		_ = r.sql.Close(context.Background())
+	})
+	r.exec(setup)
+	return r
+}
+
+func (r *tableRig) exec(sql string) {
+	r.Helper()
+	if _, err := r.sql.PgConn().Exec(context.Background(), sql).ReadAll(); err != nil {
+		r.Fatalf("%.200s: %v", sql, err)
+	}
+}
+
+// text is the value of a query of one row and column.
+func (r *tableRig) text(sql string) string {
+	r.Helper()
+	results, err := r.sql.PgConn().Exec(context.Background(), sql).ReadAll()
+	if err != nil {
+		r.Fatalf("%.200s: %v", sql, err)
+	}
+	last := results[len(results)-1]
+	if len(last.Rows) != 1 {
+		r.Fatalf("%.200s: %d rows", sql, len(last.Rows))
+	}
+	return string(last.Rows[0][0])
+}
+
+func public(table string) driver.TableName { return driver.TableName{Schema: "public", Table: table} }
+
+// read reads a table whole.
+func (r *tableRig) read(read driver.TableRead, part driver.TablePart) *record.Batch {
+	r.Helper()
+	var all *record.Batch
+	err := r.b.ReadTable(r.Context(), read, part, driver.BatchSize{}, func(b *record.Batch) error {
+		if all == nil {
+			all = record.New(b.Schema, b.Rows())
+		}
+		for i := range b.Rows() {
+			all.AppendRow(b, i)
+		}
+		return nil
+	})
+	if err != nil {
+		r.Fatal(err)
+	}
+	return all
+}
+
+// prepare prepares a target.
+func (r *tableRig) prepare(t driver.TableTarget) driver.TablePlan {
+	r.Helper()
+	p, err := r.b.PrepareTable(r.Context(), t)
+	if err != nil {
+		r.Fatal(err)
+	}
+	return p
+}
+
+// write writes batches in one transaction.
+func (r *tableRig) write(t driver.TableTarget, c driver.Checkpoint, batches ...*record.Batch) (rejected []record.Rejected) {
+	r.Helper()
+	tx, err := r.b.BeginTable(r.Context(), t)
+	if err != nil {
+		r.Fatal(err)
+	}
+	defer tx.Rollback(r.Context())
+	for _, b := range batches {
+		some, err := tx.Write(r.Context(), b)
+		if err != nil {
+			r.Fatal(err)
+		}
+		rejected = append(rejected, some...)
+	}
+	if err := tx.Commit(r.Context(), c); err != nil {
+		r.Fatal(err)
+	}
+	return rejected
+}
+
+var nextPart int
+
+// done is a checkpoint of a part that nobody else has.
+func done() driver.Checkpoint {
+	nextPart++
+	return driver.Checkpoint{CheckpointKey: driver.CheckpointKey{Pipeline: "p", Run: "r", Part: fmt.Sprint(nextPart)}, Position: "done"}
+}
+
+func TestRowsAreReadAndAppended(t *testing.T) {
+	r := newTableRig(t, `CREATE TABLE a (id bigint PRIMARY KEY, n numeric(12,2), t text, at timestamptz, tags text[], d date, ok boolean, j jsonb, u uuid, f real);
+		INSERT INTO a SELECT i, i * 1.25, 'row ' || i, '2026-01-01'::timestamptz + i * interval '1 s', ARRAY['a', NULL, i::text], '2026-01-01', i % 2 = 0,
+			jsonb_build_object('i', i), gen_random_uuid(), i / 3.0 FROM generate_series(1, 20000) i; ANALYZE a`)
+	shape, err := r.b.DescribeTable(t.Context(), public("a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Log(shape.Rows, shape.Bytes, shape.Kind, shape.Schema)
+	target := driver.TableTarget{Table: public("b"), Mode: driver.Append, Create: true, Schema: shape.Schema}
+	plan := r.prepare(target)
+	t.Log(plan.Creates)
+	again := r.prepare(target)
+	t.Log(again.CopyForm, again.Notes)
+	parts, err := r.b.SplitTable(t.Context(), driver.TableRead{Table: public("a")}, 1<<18)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Log(len(parts), parts[1])
+	rows := 0
+	for _, p := range parts {
+		b := r.read(driver.TableRead{Table: public("a")}, p)
+		rows += b.Rows()
+		if rejected := r.write(target, done(), b); rejected != nil {
+			t.Fatal(rejected[0])
+		}
+	}
+	if rows != 20000 {
+		t.Errorf("%d rows", rows)
+	}
+	if got := r.text("SELECT count(*) FROM a FULL JOIN b USING (id) WHERE a IS DISTINCT FROM b"); got != "0" {
+		t.Errorf("%s rows differ: %s", got, r.text("SELECT to_json(a)::text || to_json(b)::text FROM a FULL JOIN b USING (id) WHERE a IS DISTINCT FROM b LIMIT 1"))
+	}
+}
+
+func TestChangesAreUpserted(t *testing.T) {
+	r := newTableRig(t, `CREATE TABLE a (id int PRIMARY KEY, n smallint NOT NULL, t text UNIQUE)`)
+	s := &record.Schema{Columns: []record.Column{{Name: "id", Type: record.TypeInt32}, {Name: "n", Type: record.TypeInt32}, {Name: "t", Type: record.TypeText, Nullable: true}}, Key: []string{"id"}}
+	target := driver.TableTarget{Table: public("a"), Mode: driver.Upsert, Key: []string{"id"}, Schema: s, Changes: true}
+	r.prepare(target)
+	b := record.New(s, 10)
+	b.Changes = []record.Change{}
+	add := func(op cdc.Op, implied bool, values ...any) {
+		for i, v := range values {
+			switch v := v.(type) {
+			case int:
+				b.Columns[i].AppendInt(int64(v))
+			case string:
+				b.Columns[i].AppendString(v)
+			case nil:
+				b.Columns[i].AppendNull()
+			default:
+				b.Columns[i].AppendAbsent()
+			}
+		}
+		b.Changes = append(b.Changes, record.Change{Op: op, Implied: implied})
+		b.Done()
+	}
+	absent := struct{}{}
+	add(cdc.Insert, false, 1, 1, "a")
+	add(cdc.Insert, false, 2, 2, "b")
+	add(cdc.Update, false, 1, 11, absent)
+	add(cdc.Insert, false, 3, 70000, "c")    // 3: beyond smallint
+	add(cdc.Insert, false, 4, 4, "b")        // 4: not unique
+	add(cdc.Update, false, 5, 5, absent)     // 5: not there
+	add(cdc.Delete, true, 2, absent, absent) // moves
+	add(cdc.Update, false, 20, 20, absent)
+	add(cdc.Insert, false, 6, 6, "a\x00") // 8
+	add(cdc.Insert, false, 7, 7, "q")
+	add(cdc.Delete, false, 7, absent, absent)
+	rejected := r.write(target, done(), b)
+	raw, _ := json.Marshal(rejected)
+	t.Logf("%s", raw)
+	if got := r.text("SELECT string_agg(a::text, ' ' ORDER BY id) FROM a"); got != "(1,11,a) (20,20,b)" {
+		t.Error(got)
+	}
+}

@@ -1,0 +1,171 @@
+package postgres
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"maps"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
+)
+
+// A wire reads the server's messages where millions of them follow each other:
+// they are handed out where they lie in its buffer. It stands below the
+// connection's frontend, which reads all other messages through it.
+type wire struct {
+	r        io.Reader
+	buf      []byte
+	from, to int // what was read and is not taken yet
+}
+
+const (
+	messageHead = 5 // a letter, and the length of what follows the letter
+	// maxMessage is a little more than the server can allocate.
+	maxMessage = 1<<30 + 1<<20
+	keptBuffer = 8 << 20
+)
+
+// Read serves the frontend.
+func (w *wire) Read(p []byte) (int, error) {
+	if w.from == w.to {
+		w.from, w.to = 0, 0
+		n, err := w.r.Read(w.buf)
+		if n == 0 {
+			return 0, err
+		}
+		w.to = n
+	}
+	n := copy(p, w.buf[w.from:w.to])
+	w.from += n
+	return n, nil
+}
+
+// next takes a message. It is good until the next call.
+func (w *wire) next() (kind byte, body []byte, err error) {
+	if w.to-w.from < messageHead {
+		if err := w.fill(messageHead); err != nil {
+			return 0, nil, err
+		}
+	}
+	size := int(binary.BigEndian.Uint32(w.buf[w.from+1:])) + 1
+	if size < messageHead || size > maxMessage {
+		return 0, nil, errMalformed
+	}
+	if w.to-w.from < size {
+		if err := w.fill(size); err != nil {
+			return 0, nil, err
+		}
+	}
+	m := w.buf[w.from : w.from+size]
+	w.from += size
+	return m[0], m[messageHead:], nil
+}
+
+// fill reads until there are n bytes at once.
+func (w *wire) fill(n int) error {
+	if len(w.buf)-w.from < n || w.from == w.to {
+		buf := w.buf
+		if len(buf) > keptBuffer && n <= readAhead && w.to-w.from < readAhead {
+			buf = make([]byte, readAhead) // the large row is gone
+		}
+		if len(buf) < n {
+			buf = make([]byte, max(n, min(2*len(buf), maxMessage)))
+		}
+		w.to = copy(buf, w.buf[w.from:w.to])
+		w.from, w.buf = 0, buf
+	}
+	for w.to-w.from < n {
+		got, err := w.r.Read(w.buf[w.to:])
+		w.to += got
+		if err != nil && w.to-w.from < n {
+			if err == io.EOF {
+				err = io.ErrUnexpectedEOF
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+// A tableConn is a connection beside the pool that reads in bulk: whoever reads
+// waits for whoever writes, and must not hold what that one waits for.
+type tableConn struct {
+	*pgx.Conn
+	wire *wire
+}
+
+// dialTable connects and begins a transaction that cannot write. No timeout of
+// the role's ends it: a read takes as long as its rows need to be taken.
+func (b *Backend) dialTable(ctx context.Context, begin string) (*tableConn, error) {
+	c := &tableConn{}
+	cfg := b.config.Copy()
+	cfg.RuntimeParams = maps.Clone(cfg.RuntimeParams)
+	cfg.BuildFrontend = func(r io.Reader, w io.Writer) *pgproto3.Frontend {
+		c.wire = &wire{r: r, buf: make([]byte, readAhead)}
+		return pgproto3.NewFrontend(c.wire, w)
+	}
+	conn, err := pgx.ConnectConfig(ctx, cfg)
+	switch {
+	case err == nil:
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
+	default:
+		return nil, &unreachable{err}
+	}
+	c.Conn = conn
+	if _, err := conn.PgConn().Exec(ctx, begin+"; "+noTimeouts).ReadAll(); err != nil {
+		hangUp(conn)
+		return nil, err
+	}
+	return c, nil
+}
+
+// rows runs a prepared statement and hands over each row as it came: the number
+// of its values, and of each its length and its bytes.
+func (c *tableConn) rows(ctx context.Context, statement string, params [][]byte, formats []int16, row func(body []byte) error) error {
+	pc := c.PgConn()
+	defer context.AfterFunc(ctx, func() { sessionOf(pc).HandleCancel(ctx) })()
+	front := pc.Frontend()
+	front.SendBind(&pgproto3.Bind{PreparedStatement: statement, Parameters: params, ResultFormatCodes: formats})
+	front.SendExecute(&pgproto3.Execute{})
+	front.SendSync(&pgproto3.Sync{})
+	if err := front.Flush(); err != nil {
+		return err
+	}
+	var failed error
+	for {
+		kind, body, err := c.wire.next()
+		if err != nil {
+			return err
+		}
+		switch kind {
+		case 'D':
+			if err := row(body); err != nil {
+				return err
+			}
+		case 'E':
+			var e pgproto3.ErrorResponse
+			if err := e.Decode(body); err != nil {
+				return err
+			}
+			failed = pgconn.ErrorResponseToPgError(&e)
+		case 'Z':
+			return failed
+		case '2', 'C', 'I', 'N', 'S', 'A': // bound, complete, empty; notices
+		default:
+			return fmt.Errorf("%w: message %q among rows", errMalformed, kind)
+		}
+	}
+}
+
+// drop ends the connection. In the midst of rows it is cut: the server finds out
+// when it sends the next ones.
+func (c *tableConn) drop(midst bool) {
+	if midst {
+		c.PgConn().Conn().Close()
+	}
+	hangUp(c.Conn)
+}
