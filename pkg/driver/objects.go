@@ -54,8 +54,9 @@ type ObjectStager interface {
 	// under ctx. Conditions are refused: a staged object replaces what is there.
 	StageObject(ctx context.Context, key string, w ObjectWrite) (ObjectStage, error)
 	// PublishObject makes a staged object appear, replacing one that is there. It
-	// may be called again after it has worked. If what was staged is gone and the
-	// object is not there as it was staged, it is a not_found error.
+	// may be called again after it has worked: it works once, and has no effect on
+	// what replaced the object since. If what was staged is gone and was not
+	// published, it is a not_found error; so it may be once the object is replaced.
 	PublishObject(ctx context.Context, s StagedObject) (Object, error)
 	// DiscardObject lets go of what was staged. What is not there is no error.
 	DiscardObject(ctx context.Context, s StagedObject) error

@@ -54,6 +54,9 @@ type Harness struct {
 	Running func(t *testing.T) int
 
 	Statements Statements
+
+	// Objects is needed if objects are claimed.
+	Objects *Objects
 }
 
 // Statements are written in the engine's language, with {t} for the name of a
@@ -136,6 +139,9 @@ func Run(t *testing.T, h Harness) {
 	}
 	if c, ok := b.(driver.Counter); ok {
 		t.Run("count", func(t *testing.T) { s.count(t, c) })
+	}
+	if _, ok := b.(driver.ObjectReader); ok {
+		t.Run("objects", s.objects)
 	}
 	if p, ok := b.(driver.Provisioner); ok {
 		t.Run("provision", func(t *testing.T) { s.provision(t, p) })
@@ -232,6 +238,14 @@ func (s *suite) unreachable(t *testing.T) {
 	if q, ok := b.(driver.TrackedQuerier); ok {
 		_, err := q.QueryTracked(ctx, driver.Statement{Text: s.Statements.Duplicates})
 		check("QueryTracked", err)
+	}
+	if r, ok := b.(driver.ObjectReader); ok {
+		_, err := r.Objects(ctx, driver.ObjectList{})
+		check("Objects", err)
+	}
+	if w, ok := b.(driver.ObjectWriter); ok {
+		_, err := w.WriteObject(ctx, "unreachable", strings.NewReader("x"), driver.ObjectWrite{})
+		check("WriteObject", err)
 	}
 }
 

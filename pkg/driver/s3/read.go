@@ -151,6 +151,9 @@ func (b *Backend) ReadObject(ctx context.Context, key string, r driver.ObjectRea
 	if _, status := codeOf(err); status == http.StatusRequestedRangeNotSatisfiable {
 		return b.emptyRange(ctx, key, r)
 	}
+	if r.IfMatch != "" && err == nil && bare(value(out.ETag)) != r.IfMatch { // a server that does not look at it
+		return driver.ObjectBody{}, errors.Join(athena.Errorf(athena.CodeConflict, "object %q is not the one with the ETag %.80q", key, r.IfMatch).At("if_match"), out.Body.Close())
+	}
 	if err != nil {
 		return driver.ObjectBody{}, b.missing(ctx, key, err)
 	}
@@ -199,7 +202,8 @@ func sizeOf(contentRange string) (int64, error) {
 	return n, nil
 }
 
-// emptyRange answers for a range that the server finds nothing in.
+// emptyRange answers for a range that the server finds nothing in. Some do so
+// where it counts from the end and begins before the object.
 func (b *Backend) emptyRange(ctx context.Context, key string, r driver.ObjectRead) (driver.ObjectBody, error) {
 	head, err := b.head(ctx, key)
 	if err != nil {
@@ -210,8 +214,10 @@ func (b *Backend) emptyRange(ctx context.Context, key string, r driver.ObjectRea
 	switch {
 	case err != nil:
 		return driver.ObjectBody{}, err
-	case from != to: // it has grown since
+	case from != to && (r.From >= 0 || r.To != 0): // it has grown since
 		return driver.ObjectBody{}, athena.Errorf(athena.CodeConflict, "object %q was replaced while it was read", key)
+	case from != to:
+		return b.ReadObject(ctx, key, driver.ObjectRead{From: from, To: to, IfMatch: o.ETag})
 	}
 	return driver.ObjectBody{ReadCloser: io.NopCloser(strings.NewReader("")), Object: o, From: from, To: to}, nil
 }

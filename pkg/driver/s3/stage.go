@@ -64,14 +64,16 @@ func (b *Backend) StageObject(ctx context.Context, key string, w driver.ObjectWr
 	if w.IfMatch != "" || w.IfNoneMatch {
 		return nil, athena.Errorf(athena.CodeInvalidRequest, "a staged object replaces what is there; conditions are for WriteObject").At("if_match")
 	}
-	s, err := b.beginUpload(ctx, key, w)
+	s, err := b.beginUpload(ctx, key, w, true)
 	if err != nil {
 		return nil, err
 	}
 	return s, nil
 }
 
-func (b *Backend) beginUpload(ctx context.Context, key string, w driver.ObjectWrite) (*stage, error) {
+// beginUpload begins an upload whose parts have checksums, where summed and the
+// server knows them.
+func (b *Backend) beginUpload(ctx context.Context, key string, w driver.ObjectWrite, summed bool) (*stage, error) {
 	full, err := driver.CleanKey(b.prefix, key)
 	if err != nil {
 		return nil, err
@@ -84,7 +86,7 @@ func (b *Backend) beginUpload(ctx context.Context, key string, w driver.ObjectWr
 	var out *awss3.CreateMultipartUploadOutput
 	err = b.withSums(func(sums bool) (err error) {
 		in.ChecksumAlgorithm = ""
-		if sums {
+		if sums && summed {
 			in.ChecksumAlgorithm = types.ChecksumAlgorithmCrc32c
 		}
 		out, err = b.client.CreateMultipartUpload(ctx, in)
@@ -307,11 +309,11 @@ func (b *Backend) complete(ctx context.Context, key, mark, upload string, parts 
 		if o, ok := b.ours(ctx, key, mark); ok {
 			return o, nil
 		}
-		if !isCondition(err) && ctx.Err() == nil && code != "NoSuchBucket" {
+		if !isCondition(err) && ctx.Err() == nil && code != "NoSuchBucket" && w.IfMatch == "" {
 			return driver.Object{}, athena.Wrap(athena.CodeNotFound, err, "what was staged for %q is gone, and the object is not there as it was staged", key)
 		}
 	}
-	return driver.Object{}, b.failed(ctx, err)
+	return driver.Object{}, b.unmatched(ctx, key, w, err)
 }
 
 // isCondition reports that a condition did not hold.

@@ -45,7 +45,7 @@ func (b *Backend) WriteObject(ctx context.Context, key string, body io.Reader, w
 	if err := b.holds(ctx, key, w); err != nil {
 		return driver.Object{}, err
 	}
-	s, err := b.beginUpload(ctx, key, w)
+	s, err := b.beginUpload(ctx, key, w, true)
 	if err != nil {
 		return driver.Object{}, err
 	}
@@ -132,12 +132,21 @@ func (b *Backend) put(ctx context.Context, key, full string, p *part, w driver.O
 				return o, nil
 			}
 		}
-		return driver.Object{}, b.failed(ctx, err)
+		return driver.Object{}, b.unmatched(ctx, key, w, err)
 	}
 	return driver.Object{
 		Key: key, Bytes: p.size, ETag: bare(value(out.ETag)), ContentType: w.ContentType, Metadata: shown(w.Metadata),
 		Checksum: checksum(out.ChecksumCRC32C, out.ChecksumCRC64NVME, out.ChecksumSHA256, out.ChecksumCRC32),
 	}, nil
+}
+
+// unmatched is failed for a write on a condition: that there is no object to
+// match is a condition that does not hold.
+func (b *Backend) unmatched(ctx context.Context, key string, w driver.ObjectWrite, err error) error {
+	if code, _ := codeOf(err); w.IfMatch != "" && code == "NoSuchKey" {
+		return athena.Wrap(athena.CodeConflict, err, "object %q is not the one with the ETag %.80q", key, w.IfMatch).At("if_match")
+	}
+	return b.failed(ctx, err)
 }
 
 // holds asks whether the conditions of a write hold now.
@@ -206,7 +215,7 @@ func (b *Backend) CopyObject(ctx context.Context, from, to string, w driver.Obje
 				return o, nil
 			}
 		}
-		return driver.Object{}, b.failed(ctx, err)
+		return driver.Object{}, b.unmatched(ctx, to, w, err)
 	}
 	o := driver.Object{Key: to, Bytes: value(head.ContentLength), ContentType: w.ContentType, Metadata: shown(w.Metadata)}
 	if r := out.CopyObjectResult; r != nil {
@@ -240,9 +249,11 @@ func (b *Backend) source(full string) *string {
 	return &text
 }
 
+// copyParts has the server copy ranges. It answers for what it copies, so there
+// are no checksums.
 func (b *Backend) copyParts(ctx context.Context, source, to string, head *awss3.HeadObjectOutput, w driver.ObjectWrite) (driver.Object, error) {
 	bytes := value(head.ContentLength)
-	s, err := b.beginUpload(ctx, to, w)
+	s, err := b.beginUpload(ctx, to, w, false)
 	if err != nil {
 		return driver.Object{}, err
 	}
@@ -260,7 +271,7 @@ func (b *Backend) copyParts(ctx context.Context, source, to string, head *awss3.
 				return b.failed(s.ctx, err)
 			}
 			if r := out.CopyPartResult; r != nil {
-				parts[i] = partMark(value(r.ETag), value(r.ChecksumCRC32C))
+				parts[i] = bare(value(r.ETag))
 			}
 			return nil
 		})
