@@ -36,8 +36,8 @@ type Pipeline struct {
 // A Source says where rows come from: exactly one of Table, Query, CDC, Objects
 // and Deferred is set.
 type Source struct {
-	// Client is whose backend is read; that of the job behind Deferred.
-	Client string `json:"client,omitempty"`
+	// Client is whose backend is read; behind Deferred, that of the job.
+	Client string `json:"client"`
 
 	Table   string             `json:"table,omitempty"` // schema.table
 	Columns []string           `json:"columns,omitempty"`

@@ -162,9 +162,7 @@ func (v validator) source() {
 	default:
 		v.refuse("source."+kinds[1], "there is %s already; a source has exactly one of table, query, cdc, objects and deferred", kinds[0])
 	}
-	if s.Client != "" || s.Deferred == "" {
-		v.client("source", s.Client)
-	}
+	v.client("source", s.Client)
 	for _, f := range []struct {
 		name string
 		set  bool
