@@ -186,7 +186,7 @@ func (p *Parser) Parse(b *Batch, object []byte) (unknown []string, err error) {
 	}
 	d := scanner{object, end}
 	if d.blank(); d.i < len(object) {
-		b.drop(b.rows - 1)
+		b.Truncate(b.rows - 1)
 		return unknown, d.fail("something stands behind the object")
 	}
 	return unknown, nil
@@ -207,10 +207,13 @@ func (p *Parser) ParseAt(b *Batch, s []byte, i int) (end int, unknown []string, 
 	return d.i, unknown, nil
 }
 
-// drop takes back the rows from n on.
-func (b *Batch) drop(n int) {
-	b.rows = n
+// Truncate drops the rows from n on.
+func (b *Batch) Truncate(n int) {
+	b.rows = min(n, b.rows)
 	b.Undo()
+	if len(b.Changes) > n {
+		b.Changes = b.Changes[:n]
+	}
 }
 
 func (p *Parser) object(b *Batch, d *scanner) (unknown []string, err error) {
