@@ -22,6 +22,11 @@ type Family interface {
 	Register(r gin.IRouter)
 }
 
+// A Streamer is a Family some of whose routes take bodies of any size.
+type Streamer interface {
+	Streams() []string // as Bounds.Streams
+}
+
 // Config is what a router is made of.
 type Config struct {
 	// Public families need no key.
@@ -51,6 +56,11 @@ func New(cfg Config) (*gin.Engine, error) {
 	log := cfg.Log
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
+	}
+	for _, f := range cfg.Families {
+		if s, ok := f.(Streamer); ok {
+			cfg.Bounds.Streams = append(cfg.Bounds.Streams[:len(cfg.Bounds.Streams):len(cfg.Bounds.Streams)], s.Streams()...)
+		}
 	}
 	gin.SetMode(gin.ReleaseMode)
 	e := gin.New()

@@ -28,6 +28,7 @@ import (
 	"github.com/athena-pipelines/athena/api/openapi/openapitest"
 	"github.com/athena-pipelines/athena/api/pipelines"
 	"github.com/athena-pipelines/athena/api/schema"
+	"github.com/athena-pipelines/athena/api/storage"
 	"github.com/athena-pipelines/athena/api/system"
 	"github.com/athena-pipelines/athena/pipelines/runs"
 	"github.com/athena-pipelines/athena/pkg/athena"
@@ -40,6 +41,7 @@ import (
 	"github.com/athena-pipelines/athena/pkg/dispatch"
 	"github.com/athena-pipelines/athena/pkg/driver"
 	"github.com/athena-pipelines/athena/pkg/driver/memory"
+	"github.com/athena-pipelines/athena/pkg/driver/s3"
 	"github.com/athena-pipelines/athena/pkg/ops"
 	"github.com/athena-pipelines/athena/pkg/resolver"
 	"github.com/athena-pipelines/athena/pkg/secret"
@@ -90,7 +92,7 @@ func Start(t testing.TB, change func(*World, *api.Config)) *World {
 	check(t, err)
 	keyring, err := secret.Parse(identity.String(), func(string) string { return "" })
 	check(t, err)
-	drivers := map[athena.Engine]driver.Driver{athena.EnginePostgres: w.driver()}
+	drivers := map[athena.Engine]driver.Driver{athena.EnginePostgres: w.driver(), athena.EngineS3: w.counted(s3.Driver())}
 	kv, err := w.Bus.JetStream().KeyValue(ctx, bus.BucketCatalog)
 	check(t, err)
 	w.Catalog = catalog.New(kv, catalog.Config{Keyring: keyring, Supports: func(e athena.Engine) athena.Capabilities { return drivers[e].Supports }, Logger: log})
@@ -134,6 +136,7 @@ func Start(t testing.TB, change func(*World, *api.Config)) *World {
 		Families: []api.Family{
 			gateway.New(gateway.Config{Dispatcher: w.Dispatcher, Drivers: drivers, Jobs: jobs, Cursors: keyring}),
 			schema.New(w.Dispatcher),
+			storage.New(storage.Config{Dispatcher: w.Dispatcher, Cursors: keyring}),
 			cdc.New(w.CDC()),
 			pipelines.New(w.Pipelines()),
 			admin.New(admin.Config{
@@ -189,6 +192,16 @@ func (w *World) driver() driver.Driver {
 	return d
 }
 
+// counted counts in Opens.
+func (w *World) counted(d driver.Driver) driver.Driver {
+	open := d.Open
+	d.Open = func(ctx context.Context, conn athena.Connection) (driver.Backend, error) {
+		w.Opens.Add(1)
+		return open(ctx, conn)
+	}
+	return d
+}
+
 func detail(err error) string {
 	if err == nil {
 		return ""
@@ -232,6 +245,18 @@ func (w *World) Client(t testing.TB, name string, change func(*athena.Client)) *
 	stored, err := w.Catalog.Put(t.Context(), def, catalog.Any)
 	check(t, err)
 	return stored
+}
+
+// Lake stores a definition of a client on a bucket, with everything granted that
+// its engine can do, after change.
+func (w *World) Lake(t testing.TB, name string, conn athena.S3Conn, change func(*athena.Client)) *athena.Client {
+	t.Helper()
+	return w.Client(t, name, func(def *athena.Client) {
+		def.Connection, def.Capabilities = conn, s3.Driver().Supports
+		if change != nil {
+			change(def)
+		}
+	})
 }
 
 // Password stands in the DSN of each client, and must be seen nowhere.
@@ -306,6 +331,9 @@ func (w *World) Do(t testing.TB, key, method, path, body string, headers ...stri
 	}
 	for _, h := range headers {
 		name, value, _ := strings.Cut(h, ": ")
+		if name == "Content-Type" {
+			req.Header.Del(name)
+		}
 		req.Header.Add(name, value)
 	}
 	resp, err := w.HTTP.Do(req)

@@ -112,14 +112,17 @@ const (
 // Where a part of an answer is on its way already, Fail breaks the connection,
 // by a panic with http.ErrAbortHandler: a reader must never take a part for the
 // whole.
-func Fail(c *gin.Context, err error) {
+func Fail(c *gin.Context, err error) { FailAs(c, Status(athena.AsError(err).Code), err) }
+
+// FailAs is Fail with a status of its own, where HTTP has one for what the code
+// says in general.
+func FailAs(c *gin.Context, status int, err error) {
 	_ = c.Error(err)
 	if c.Writer.Written() {
 		panic(http.ErrAbortHandler)
 	}
 	c.Abort()
 	e := athena.AsError(err)
-	status := Status(e.Code)
 	if e.RetryAfter > 0 {
 		c.Header("Retry-After", strconv.FormatInt(int64(math.Ceil(e.RetryAfter.Seconds())), 10))
 	}

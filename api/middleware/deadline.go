@@ -32,6 +32,21 @@ func (b *timedBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// movingBody gives each read its own deadline, so that a body may last as long
+// as it moves. Between reads, and at the end, there is none.
+type movingBody struct {
+	io.ReadCloser
+	rc    *http.ResponseController
+	stall time.Duration
+}
+
+func (b *movingBody) Read(p []byte) (int, error) {
+	_ = b.rc.SetReadDeadline(time.Now().Add(b.stall))
+	n, err := b.ReadCloser.Read(p)
+	_ = b.rc.SetReadDeadline(time.Time{})
+	return n, err
+}
+
 // patientWriter gives each write its own deadline, so that a stream may last
 // and a reader who stalls is dropped. Between writes there is none: HTTP/2
 // would end a quiet stream by it.

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/http"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"time"
 
@@ -150,6 +151,9 @@ type Bounds struct {
 	// Stall is how long one write may wait for a reader who does not read;
 	// 30 s by default. A stream may last as long as it moves.
 	Stall time.Duration
+	// Streams are routes, as "PUT /path/*name", whose bodies may be of any size
+	// and last as long as they move.
+	Streams []string
 }
 
 // WithDefaults returns b with its zero fields filled in.
@@ -171,12 +175,20 @@ func (b Bounds) WithDefaults() Bounds {
 func Bound(b Bounds) gin.HandlerFunc {
 	b = b.WithDefaults()
 	return func(c *gin.Context) {
+		rc := http.NewResponseController(c.Writer)
+		if slices.Contains(b.Streams, c.Request.Method+" "+c.FullPath()) {
+			c.Request.Body = &movingBody{ReadCloser: c.Request.Body, rc: rc, stall: b.Stall}
+			c.Writer = &patientWriter{c.Writer, rc, b.Stall}
+			c.Next()
+			_ = rc.SetWriteDeadline(time.Now().Add(b.Stall))
+			_ = rc.SetReadDeadline(time.Now().Add(min(b.ReadBody, time.Second)))
+			return
+		}
 		if c.Request.ContentLength > b.MaxBody {
 			envelope.Fail(c, athena.Errorf(athena.CodePayloadTooLarge, "the body has %d bytes; the most is %d", c.Request.ContentLength, b.MaxBody).
 				With("limit_bytes", b.MaxBody))
 			return
 		}
-		rc := http.NewResponseController(c.Writer)
 		body := &timedBody{ReadCloser: http.MaxBytesReader(c.Writer, c.Request.Body, b.MaxBody), rc: rc, within: b.ReadBody}
 		c.Request.Body = body
 		c.Writer = &patientWriter{c.Writer, rc, b.Stall}
