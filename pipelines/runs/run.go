@@ -39,8 +39,9 @@ type Standing struct {
 	StreamAt time.Time `json:"stream_at,omitzero"`
 	// Fired is the last time of the schedule that was seen to.
 	Fired time.Time `json:"fired,omitzero"`
-	// Schema is what the source had in the last run that succeeded.
-	Schema *record.Schema `json:"schema,omitempty"`
+	// Schemas is what is expected of the source: what it had in the last run that
+	// succeeded, or of a stream, what each table has had.
+	Schemas map[string]*record.Schema `json:"schemas,omitempty"`
 
 	Revision uint64 `json:"-"`
 }
@@ -131,6 +132,8 @@ type Run struct {
 	Parallel int `json:"parallel"`
 	// Schema is what the source had when the run began.
 	Schema *record.Schema `json:"schema,omitempty"`
+	// Expected is what it was expected to have; nil is anything.
+	Expected *record.Schema `json:"expected,omitempty"`
 	// Upto is, of a redrive, the last row that it takes on.
 	Upto uint64 `json:"upto,omitempty"`
 	// Steps is what has happened, the last hundred of it.
@@ -251,6 +254,9 @@ type Cursor struct {
 	// Commit counts commits, from 1.
 	Commit  int64          `json:"commit"`
 	Decided []stage.Object `json:"decided,omitempty"`
+	// Part and Schema are those of the commit that was decided on, for its manifest.
+	Part   string         `json:"part,omitempty"`
+	Schema *record.Schema `json:"schema,omitempty"`
 	// Before is the position to which the cursor goes back if what was decided
 	// cannot be published any more.
 	Before cdc.Position `json:"before,omitempty"`

@@ -74,10 +74,14 @@ func (t *Table) committed(c driver.Checkpoint, key driver.CheckpointKey) {
 	t.done[key.Part] = c
 }
 
-// target is that of a route.
-func (t *Table) target(route string, s *record.Schema) (driver.TableTarget, error) {
+// Of is the target of a route, for rows of a schema. Without a key of its own it
+// has that of the rows.
+func (t *Table) Of(route string, s *record.Schema) (driver.TableTarget, error) {
 	out := t.Target
 	out.Schema = s
+	if len(out.Key) == 0 && (out.Mode == driver.Upsert || out.Mode == driver.Merge) {
+		out.Key = s.Key
+	}
 	if route != "" {
 		name, err := driver.ParseTableName(route)
 		if err != nil {
@@ -129,7 +133,7 @@ func (w *TableWriter) route(ctx context.Context, name string, s *record.Schema) 
 	if r, ok := w.routes[name]; ok {
 		return r, nil
 	}
-	target, err := w.table.target(name, s)
+	target, err := w.table.Of(name, s)
 	if err != nil {
 		return nil, err
 	}

@@ -4,6 +4,7 @@
 package source
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"io"
@@ -14,9 +15,9 @@ import (
 	"github.com/athena-pipelines/athena/pkg/record"
 )
 
-// partBytes is about how large a part of a table is: what is read again if its
-// worker is killed.
-const partBytes = 64 << 20
+// PartBytes is about how large a part of a table is unless something else is said:
+// what is read again if its worker is killed.
+const PartBytes = 64 << 20
 
 // fault gives an error of the engine its code where it comes from: it may pass
 // through the sink's hands on its way up.
@@ -33,6 +34,8 @@ type Table struct {
 	Reader driver.TableReader
 	What   driver.TableRead
 	Size   driver.BatchSize
+	// PartBytes is about how large a part is; PartBytes if it is 0.
+	PartBytes int64
 }
 
 var _ stage.Source = (*Table)(nil)
@@ -48,7 +51,7 @@ func (t *Table) Describe(ctx context.Context) (*record.Schema, error) {
 
 // Split divides the table by its key.
 func (t *Table) Split(ctx context.Context, whole bool) ([]stage.Part, error) {
-	bytes := int64(partBytes)
+	bytes := cmp.Or(t.PartBytes, PartBytes)
 	if whole {
 		bytes = 1 << 62
 	}

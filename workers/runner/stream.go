@@ -1,0 +1,524 @@
+package runner
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"time"
+
+	"github.com/athena-pipelines/athena/pipelines/runs"
+	"github.com/athena-pipelines/athena/pipelines/source"
+	"github.com/athena-pipelines/athena/pipelines/spec"
+	"github.com/athena-pipelines/athena/pipelines/stage"
+	"github.com/athena-pipelines/athena/pipelines/transform"
+	"github.com/athena-pipelines/athena/pkg/athena"
+	"github.com/athena-pipelines/athena/pkg/cdc"
+	"github.com/athena-pipelines/athena/pkg/changefeed"
+	"github.com/athena-pipelines/athena/pkg/crashpoint"
+	"github.com/athena-pipelines/athena/pkg/driver"
+	"github.com/athena-pipelines/athena/pkg/record"
+	"github.com/athena-pipelines/athena/pkg/telemetry"
+)
+
+const (
+	// takeMost is how many changes are read at once.
+	takeMost = 4096
+	// commitRows and commitEvery bound a commit to tables while changes wait; one
+	// that has caught up commits at once.
+	commitRows  = 20_000
+	commitEvery = time.Second
+	// idle is how long a stream waits for a change before it looks at the clock.
+	idle = 250 * time.Millisecond
+	// cursorEvery is how often the cursor of a stream is stored whose sink keeps a
+	// checkpoint itself.
+	cursorEvery = time.Second
+)
+
+// A follower follows a stream of changes until the run is to end.
+type follower struct {
+	*leader
+	to     target
+	tables bool // the sink keeps checkpoints; else the cursor is the checkpoint
+	roll   spec.Roll
+
+	cursor  runs.Cursor
+	changes source.Changes
+	chains  map[*record.Schema]*chained
+	expect  map[string]*record.Schema // of the source, by table
+	flow    *flow
+	writer  stage.Writer // nil between commits
+	named   string       // part of the commit under way
+	begun   time.Time    // of it
+	at      cdc.Position // behind all that was read and written
+	clean   bool         // nothing was written behind at
+	newest  int64        // when the last change was committed at its source
+	counts  runs.Counts  // of what has taken effect
+	busy    runs.Busy
+	stored  time.Time // when the cursor was
+	told    time.Time
+	attempt *int
+}
+
+// follow runs one session of a stream: from where it has come to until something
+// ends it. It returns errUnwanted, by its context, when the run is to end; what
+// was read by then has taken effect.
+func (l *leader) follow(ctx context.Context, attempt *int) error {
+	if l.job.run.State == runs.Queued {
+		if _, err := l.become(ctx, runs.Starting, nil, "led by worker %s", l.ID); err != nil {
+			return err
+		}
+	}
+	s := l.job.spec.Source
+	if _, err := l.Dispatcher.Check(ctx, stage.SourceOp(s), s.Client); err != nil {
+		return at(err, "source")
+	}
+	client, err := l.Catalog.Client(ctx, s.Client)
+	if err != nil {
+		return at(err, "source")
+	}
+	return l.job.withSink(ctx, func(ctx context.Context, to target) error {
+		_, tables := to.(*tableTarget)
+		f := &follower{leader: l, to: to, tables: tables, attempt: attempt, chains: map[*record.Schema]*chained{}}
+		if o := l.job.spec.Sink.Objects; o != nil {
+			f.roll = o.Roll
+		}
+		f.changes = source.Changes{Store: l.Changes, Client: s.Client, Types: l.Drivers[client.Engine()].ColumnType}
+		return f.run(ctx)
+	})
+}
+
+func (f *follower) run(ctx context.Context) (err error) {
+	if p, ok := f.Store.Progress(f.id); ok {
+		f.counts = p.Counts
+	}
+	if f.cursor, err = f.Store.Cursor(ctx, f.job.checkpoints()); err != nil {
+		return err
+	}
+	f.expect = maps.Clone(f.Store.Standing(f.job.checkpoints()).Schemas)
+	if f.expect == nil {
+		f.expect = map[string]*record.Schema{}
+	}
+	if err := f.settle(ctx); err != nil {
+		return err
+	}
+	if err := f.begin(ctx); err != nil {
+		return at(err, "source")
+	}
+	filter, err := changefeed.NewFilter(changefeed.FilterSpec{Tables: quoted(f.job.spec.Source.CDC.Tables), Where: f.job.spec.Source.CDC.Where})
+	if err != nil {
+		return at(err, "source")
+	}
+	reader, err := f.Feeds.Open(ctx, f.job.spec.Source.Client, string(f.cursor.Position), filter)
+	if err != nil {
+		return at(err, "source")
+	}
+	defer reader.Close()
+	reader.Heartbeat = idle
+	f.changes.Reader, f.at, f.clean = reader, f.cursor.Position, true
+	defer func() {
+		if f.writer != nil {
+			actx, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
+			defer cancel()
+			f.writer.Abort(actx)
+		}
+	}()
+	for {
+		if err := f.turn(ctx); err != nil {
+			if ctx.Err() != nil { // what was read whole may take effect
+				return f.drain(ctx, err)
+			}
+			return err
+		}
+	}
+}
+
+// quoted are names of tables as patterns that match just them.
+func quoted(names []string) []string {
+	out := make([]string, len(names))
+	for i, n := range names {
+		t, err := driver.ParseTableName(n)
+		if err != nil {
+			out[i] = n // refused by the filter
+			continue
+		}
+		out[i] = changefeed.Pattern(t)
+	}
+	return out
+}
+
+// settle publishes what was decided before a crash.
+func (f *follower) settle(ctx context.Context) error {
+	if err := f.to.sweep(ctx, f.cursor.Decided); err != nil {
+		return at(err, "sink")
+	}
+	if len(f.cursor.Decided) == 0 {
+		return nil
+	}
+	err := f.to.publish(ctx, f.cursor.Decided)
+	if err == nil {
+		err = f.to.list(ctx, f.cursor.Part, f.cursor.Decided, f.cursor.Schema)
+	}
+	next := f.cursor
+	next.Decided, next.Part, next.Schema = nil, "", nil
+	switch {
+	case athena.CodeOf(err) == athena.CodeNotFound:
+		// The store has let go of what was staged: read it again.
+		f.Log.Warn("uploads that were to be published are gone; their changes are read again", "run", f.id, telemetry.KeyError, err)
+		if err := f.to.undo(ctx, f.cursor.Decided); err != nil {
+			return err
+		}
+		next.Position = f.cursor.Before
+	case err != nil:
+		return err
+	}
+	f.cursor, err = f.Store.PutCursor(ctx, f.job.checkpoints(), next)
+	return err
+}
+
+// begin decides where a stream begins that has not (law 6).
+func (f *follower) begin(ctx context.Context) error {
+	s := f.job.spec.Source
+	if f.cursor.Position == "" {
+		if err := f.to.forget(ctx); err != nil { // of a stream that begins anew
+			return at(err, "sink")
+		}
+		next, text, err := f.start(ctx)
+		if err != nil {
+			return err
+		}
+		if f.cursor, err = f.Store.PutCursor(ctx, f.job.checkpoints(), next); err != nil {
+			return err
+		}
+		if _, err := f.Store.Change(ctx, f.id, func(r *runs.Run) error { r.Log("%s", text); return nil }); err != nil {
+			return err
+		}
+	}
+	if f.cursor.Snapshot == "" {
+		_, err := f.become(ctx, runs.Streaming, nil, "streaming from %s", f.cursor.Position)
+		return err
+	}
+	// Asked for again after a crash: the request is there, or its rows are.
+	found, err := f.Changes.SnapshotProgress(ctx, s.Client)
+	if err != nil {
+		return err
+	}
+	for _, p := range found {
+		if p.ID == f.cursor.Snapshot {
+			return f.snapshotting(ctx, p.State)
+		}
+	}
+	req := changefeed.SnapshotRequest{ID: f.cursor.Snapshot, Client: s.Client, At: time.Now().UTC()}
+	for _, name := range s.CDC.Tables {
+		t, err := driver.ParseTableName(name)
+		if err != nil {
+			return err
+		}
+		req.Tables = append(req.Tables, driver.SnapshotTable{Table: t})
+	}
+	if err := f.Changes.PutSnapshot(ctx, req); err != nil && athena.CodeOf(err) != athena.CodeConflict {
+		return err
+	}
+	return f.snapshotting(ctx, "running")
+}
+
+func (f *follower) snapshotting(ctx context.Context, state string) error {
+	switch state {
+	case "failed":
+		return athena.Errorf(athena.CodeConflict, "the snapshot of the tables has failed; see athena cdc snapshot list, and start the pipeline anew with reset")
+	case "running":
+		_, err := f.become(ctx, runs.Snapshotting, nil, "the rows that are there are read into the stream (snapshot %s)", f.cursor.Snapshot)
+		return err
+	}
+	_, err := f.become(ctx, runs.Streaming, nil, "streaming from %s", f.cursor.Position)
+	return err
+}
+
+// start is where a stream begins: with everything, if the client's stream has
+// everything; else with what comes from now on, and with a snapshot in it if the
+// rows that are there are wanted.
+func (f *follower) start(ctx context.Context) (runs.Cursor, string, error) {
+	next := f.cursor
+	s := f.job.spec.Source
+	if s.CDC.Snapshot != spec.SnapshotNever {
+		whole, err := f.Changes.Whole(ctx, s.Client)
+		if err != nil {
+			return next, "", err
+		}
+		if whole {
+			next.Position = changefeed.Genesis
+			return next, "the stream has everything since its first snapshot; it is read from its beginning", nil
+		}
+		next.Snapshot = "pipeline-" + f.job.run.ID
+	}
+	reader, err := f.Feeds.Open(ctx, s.Client, changefeed.FromNow, nil)
+	if err != nil {
+		return next, "", err
+	}
+	defer reader.Close()
+	next.Position = reader.Cursor()
+	if next.Snapshot != "" {
+		return next, fmt.Sprintf("the stream no longer has everything; a snapshot is asked for, behind %s", next.Position), nil
+	}
+	return next, fmt.Sprintf("from now on, behind %s", next.Position), nil
+}
+
+// turn reads some changes, takes them through, and commits when it is time.
+func (f *follower) turn(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	read := time.Now()
+	chunk, err := f.changes.Next(ctx, takeMost, func(u stage.Unread, pos cdc.Position) error {
+		f.clean = false
+		return f.open().unread(ctx, u, pos)
+	})
+	if err != nil {
+		return at(err, "source")
+	}
+	if chunk.Lines > 0 {
+		f.busy.Source += time.Since(read)
+		crashpoint.Here(crashpoint.StreamRead)
+	}
+	for _, b := range chunk.Batches {
+		f.clean = false
+		if err := f.push(ctx, b); err != nil {
+			return err
+		}
+	}
+	f.at, f.clean = chunk.Cursor, true
+	if chunk.Gap {
+		f.note(ctx, "changes may be missing before %s: the capture began anew there (see its status)", chunk.Cursor)
+	}
+	if f.due(chunk) {
+		if err := f.commit(ctx); err != nil {
+			return err
+		}
+		*f.attempt = 0
+	}
+	return f.tell(ctx, chunk)
+}
+
+func (f *follower) note(ctx context.Context, format string, args ...any) {
+	if _, err := f.Store.Change(ctx, f.id, func(r *runs.Run) error { r.Log(format, args...); return nil }); err != nil && ctx.Err() == nil {
+		f.Log.Warn("a step of a run was not stored", "run", f.id, telemetry.KeyError, err)
+	}
+}
+
+// open returns the flow of the commit under way, and begins one if there is none.
+func (f *follower) open() *flow {
+	if f.writer == nil {
+		f.named = f.part()
+		f.writer = f.to.begin(f.named)
+		f.begun = time.Now()
+		f.flow = &flow{job: f.job, chains: f, writer: f.writer, name: string(f.at)}
+	}
+	return f.flow
+}
+
+// part names what a commit writes: of tables the checkpoint, which is the same
+// for all commits; of objects where they begin.
+func (f *follower) part() string {
+	if f.tables {
+		return "stream"
+	}
+	return fmt.Sprintf("%012d-%s", f.cursor.Commit+1, f.at)
+}
+
+func (f *follower) push(ctx context.Context, b *record.Batch) error {
+	fl := f.open()
+	for i := len(b.Changes) - 1; i >= 0; i-- {
+		if at := b.Changes[i].At; at > 0 {
+			f.newest = max(f.newest, at)
+			break
+		}
+	}
+	return fl.push(ctx, b)
+}
+
+// of returns what takes the rows of b through: for each set of columns that a
+// table has had, as the contract has it.
+func (f *follower) of(b *record.Batch) (*chained, error) {
+	if c, ok := f.chains[b.Schema]; ok {
+		return c, nil
+	}
+	a, err := f.job.agree(f.expect[b.From], b.Schema)
+	if err != nil {
+		return nil, err
+	}
+	c, err := f.job.compile(a.Out)
+	if err != nil {
+		return nil, err
+	}
+	if was := f.expect[b.From]; !a.Expected.Equal(was) {
+		f.expect[b.From] = a.Expected
+		if err := f.learnt(b.From, a); err != nil {
+			return nil, err
+		}
+	}
+	f.chains[b.Schema] = &chained{a, c}
+	return f.chains[b.Schema], nil
+}
+
+// learnt stores what is expected of a table from now on.
+func (f *follower) learnt(table string, a *transform.Agreement) error {
+	ctx, cancel := context.WithTimeout(context.Background(), grace)
+	defer cancel()
+	if len(a.News) > 0 {
+		f.note(ctx, "%s: %s", table, a)
+	}
+	return f.Store.Remember(ctx, f.job.checkpoints(), func(s *runs.Standing) {
+		if s.Schemas == nil {
+			s.Schemas = map[string]*record.Schema{}
+		}
+		s.Schemas[table] = a.Expected
+	})
+}
+
+// due reports whether it is time to commit.
+func (f *follower) due(chunk source.Chunk) bool {
+	if f.writer == nil {
+		return f.tables && time.Since(f.stored) > cursorEvery && f.at != f.cursor.Position
+	}
+	size, age := f.writer.Size(), time.Since(f.begun)
+	switch {
+	case chunk.Columns != "" || chunk.Gap: // what comes next is of another shape
+		return true
+	case f.tables:
+		return !chunk.More || size.Rows >= commitRows || age >= commitEvery
+	}
+	return size.Rows >= f.roll.Rows || size.Bytes >= int64(f.roll.Bytes) || age >= time.Duration(f.roll.Every)
+}
+
+// commit makes what was read take effect, and moves the cursor behind it (law 2).
+func (f *follower) commit(ctx context.Context) error {
+	if f.flow != nil {
+		if err := f.flow.store(ctx); err != nil {
+			return err
+		}
+		sum := f.counts
+		sum.Add(f.flow.counts)
+		if err := f.job.tooMany(sum); err != nil {
+			return err
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
+	defer cancel()
+	next := f.cursor
+	next.Before, next.Position, next.Decided = f.cursor.Position, f.at, nil
+	if f.writer != nil {
+		crashpoint.Here(crashpoint.StreamWritten)
+		next.Commit++
+		next.Part = f.named
+		err := f.writer.Commit(ctx, driver.Checkpoint{
+			CheckpointKey: driver.CheckpointKey{Pipeline: f.job.checkpoints(), Part: f.named}, Position: f.at,
+		}, func(ctx context.Context, objects []stage.Object) error {
+			next.Decided = objects
+			if n := len(objects); n > 0 {
+				next.Schema = objects[n-1].Schema
+			}
+			err := f.put(ctx, next)
+			next = f.cursor
+			crashpoint.Here(crashpoint.StreamDecided)
+			f.flow.counts.Objects += int64(len(objects))
+			return err
+		})
+		if err == nil {
+			err = f.to.list(ctx, next.Part, next.Decided, next.Schema)
+		}
+		if err != nil {
+			return at(err, "sink")
+		}
+		crashpoint.Here(crashpoint.StreamCommitted)
+		f.counts.Add(f.flow.counts)
+		f.busy.Add(f.flow.busy)
+		next.Decided, next.Part, next.Schema = nil, "", nil
+	}
+	f.writer, f.flow = nil, nil
+	if f.tables && time.Since(f.stored) < cursorEvery && next.Snapshot == f.cursor.Snapshot {
+		return nil // the checkpoint says it as well
+	}
+	f.stored = time.Now()
+	if err := f.put(ctx, next); err != nil {
+		return err
+	}
+	crashpoint.Here(crashpoint.StreamStored)
+	return nil
+}
+
+func (f *follower) put(ctx context.Context, next runs.Cursor) error {
+	c, err := f.Store.PutCursor(ctx, f.job.checkpoints(), next)
+	if athena.CodeOf(err) == athena.CodeConflict {
+		return athena.Wrap(athena.CodeBusUnavailable, err, "another worker follows this stream")
+	}
+	if err == nil {
+		f.cursor = c
+	}
+	return err
+}
+
+// drain commits what was read whole before the run was to end.
+func (f *follower) drain(ctx context.Context, why error) error {
+	if !f.clean || f.writer == nil && f.at == f.cursor.Position {
+		return why
+	}
+	dctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
+	defer cancel()
+	f.stored = time.Time{}
+	if err := f.commit(dctx); err != nil {
+		f.Log.Warn("what was read was not written; it is read again", "run", f.id, telemetry.KeyError, err)
+	}
+	f.told = time.Time{}
+	if err := f.tell(dctx, source.Chunk{}); err != nil {
+		f.Log.Debug("the progress of a run was not stored", "run", f.id, telemetry.KeyError, err)
+	}
+	return why
+}
+
+// tell stores how far the stream is, now and then.
+func (f *follower) tell(ctx context.Context, chunk source.Chunk) error {
+	now := time.Now().UTC()
+	if now.Sub(f.told) < tellEvery {
+		return nil
+	}
+	f.told = now
+	p := runs.Progress{Run: f.id, At: now, Worker: f.ID, Counts: f.counts, Rows: -1, Bytes: -1, Position: f.cursor.Position, Stages: shares(f.busy)}
+	if f.flow != nil {
+		p.Counts.Add(f.flow.counts)
+	}
+	p.RowsPerSecond, p.BytesPerSecond = f.rate.of(now, p.Counts.Read, p.Counts.Bytes)
+	if chunk.More && f.newest > 0 {
+		p.LagSeconds = max(0, now.Sub(time.UnixMicro(f.newest)).Seconds())
+	}
+	if err := f.Store.PutProgress(ctx, p); err != nil {
+		return err
+	}
+	if f.cursor.Snapshot == "" {
+		return nil
+	}
+	return f.handOver(ctx)
+}
+
+// handOver notes when the rows of a snapshot have all been read (law 6): once
+// the stream has its end, and the cursor stands behind that.
+func (f *follower) handOver(ctx context.Context) error {
+	found, err := f.Changes.SnapshotProgress(ctx, f.job.spec.Source.Client)
+	if err != nil {
+		return err
+	}
+	for _, p := range found {
+		if p.ID != f.cursor.Snapshot || p.State == "running" {
+			continue
+		}
+		if p.State == "failed" {
+			return f.snapshotting(ctx, p.State)
+		}
+		next := f.cursor
+		next.Snapshot = ""
+		if err := f.put(ctx, next); err != nil {
+			return err
+		}
+		_, err := f.become(ctx, runs.Streaming, nil, "the snapshot is over; streaming from %s", f.cursor.Position)
+		return err
+	}
+	return nil
+}
