@@ -142,6 +142,8 @@ func encodeParam(dst []byte, t *typ, oid uint32, raw []byte) (_ []byte, problem 
 		}
 		dst = append(dst, `\x`...)
 		return hex.AppendEncode(dst, data), ""
+	case c == '"' && (t.kind == kindDate || t.kind == kindTimestamp || t.kind == kindTimestamptz):
+		return appendYear(dst, text), ""
 	case c == '"':
 		return append(dst, text...), ""
 	case isText(oid) || t.kind == kindText && t == textType || t == static[moneyOID]:
@@ -151,6 +153,29 @@ func encodeParam(dst []byte, t *typ, oid uint32, raw []byte) (_ []byte, problem 
 		return nil, "takes true or false"
 	}
 	return nil, "takes a string"
+}
+
+// appendYear appends the text of a time, with a year in the expanded form of ISO
+// 8601 as PostgreSQL reads it: -000043-03-15 is 0044-03-15 BC.
+func appendYear(dst, text []byte) []byte {
+	year, bc := 4, bytes.HasPrefix(text, []byte("0000-"))
+	if len(text) > 0 && (text[0] == '+' || text[0] == '-') {
+		if year = digits(text[1:]); year < 6 || year > 9 {
+			return append(dst, text...)
+		}
+		bc, text = text[0] == '-', text[1:]
+	} else if !bc {
+		return append(dst, text...)
+	}
+	n, _ := strconv.Atoi(string(text[:year]))
+	if bc {
+		n++ // year 0 is 1 BC
+	}
+	dst = append(appendPadded(dst, n, 4), text[year:]...)
+	if bc {
+		dst = append(dst, " BC"...)
+	}
+	return dst
 }
 
 const oidOID = 26

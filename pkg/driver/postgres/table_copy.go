@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"bufio"
 	"context"
 	"io"
 	"slices"
@@ -84,10 +85,11 @@ func (b *Backend) CopyTable(ctx context.Context, r driver.TableRead, p driver.Ta
 		return 0, err
 	}
 	began := time.Now()
-	tag, err := c.PgConn().CopyTo(ctx, w, "COPY ("+sql+") TO STDOUT (FORMAT binary)")
-	c.drop(err != nil)
-	if err != nil {
-		return 0, explainRead(ctx, err, driver.Statement{}, began)
+	out := bufio.NewWriterSize(w, readAhead) // the server sends each row by itself
+	rows, err := c.copyOut(ctx, "COPY ("+sql+") TO STDOUT (FORMAT binary)", out)
+	if err == nil {
+		err = out.Flush()
 	}
-	return tag.RowsAffected(), nil
+	c.drop(err != nil)
+	return rows, explainRead(ctx, err, driver.Statement{}, began)
 }

@@ -248,7 +248,13 @@ func (c *decodedColumn) append(v *record.Vector, p []byte) error {
 
 // appendText appends a value that came as its text.
 func (c *decodedColumn) appendText(v *record.Vector, p []byte) {
-	if v.Kind == record.JSON {
+	switch {
+	case v.Kind != record.JSON:
+	case (c.oid == jsonOID || c.oid == jsonbOID) && !c.dirty: // the server has checked it
+		v.Data = appendOneLine(v.Data, p)
+		v.End()
+		return
+	default:
 		v.Data = appendValue(v.Data, c.typ, p)
 		v.End()
 		return
@@ -257,6 +263,20 @@ func (c *decodedColumn) appendText(v *record.Vector, p []byte) {
 		p = replaceInvalid(p)
 	}
 	v.AppendBytes(p)
+}
+
+// appendOneLine appends JSON without the line breaks between its tokens, and
+// without blanks around it.
+func appendOneLine(dst, p []byte) []byte {
+	if bytes.IndexByte(p, '\n') < 0 && bytes.IndexByte(p, '\r') < 0 {
+		return append(dst, bytes.TrimSpace(p)...)
+	}
+	return append(dst, bytes.TrimSpace(bytes.Map(func(r rune) rune {
+		if r == '\n' || r == '\r' {
+			return -1
+		}
+		return r
+	}, p))...)
 }
 
 // replaceInvalid puts U+FFFD in the place of each byte that is no UTF-8.

@@ -26,6 +26,8 @@ type columnWriter struct {
 	labels map[string]bool // of an enum
 	limit  int             // characters that fit; 0 is no limit
 	key    bool
+
+	scratch []byte
 }
 
 // newColumnWriter reports false if the column's type takes no such values.
@@ -247,14 +249,16 @@ func (w *columnWriter) timestamp(dst []byte, n int64) ([]byte, string) {
 func (w *columnWriter) asText(dst []byte, v *record.Vector, i int) (_ []byte, problem string) {
 	start := len(dst)
 	switch {
+	case w.kind == record.Text && (w.typ.kind == kindDate || w.typ.kind == kindTimestamp || w.typ.kind == kindTimestamptz):
+		dst = appendYear(dst, v.Bytes(i))
 	case w.kind == record.Text:
 		dst = append(dst, v.Bytes(i)...)
 	case w.kind == record.JSON && w.wire == w.oid: // a column of text
 		dst = append(dst, v.Bytes(i)...)
 	case w.kind == record.JSON:
 		p := v.Bytes(i)
-		if problem := checkJSON(p, false); problem != "" {
-			return dst, problem
+		if !json.Valid(p) {
+			return dst, fmt.Sprintf("is %.60q, which is not JSON", p)
 		}
 		if dst, problem = fitJSON(dst, w.typ, bytes.TrimSpace(p)); problem != "" {
 			return dst, fmt.Sprintf("is %.60s; a column of type %s %s", p, w.native, problem)
@@ -291,14 +295,16 @@ func (w *columnWriter) tooLong(text []byte) string {
 	return fmt.Sprintf("is %.40q… with %d characters, and the column takes %d", string(text[:min(len(text), 60)]), n, w.limit)
 }
 
-// checkJSON says what PostgreSQL would have against a value. jsonb keeps decoded
-// strings, and so cannot hold all that json can.
+// checkJSON says what PostgreSQL has against JSON that is JSON. jsonb keeps its
+// strings decoded, and so cannot hold all that json can.
 func checkJSON(p []byte, decoded bool) string {
 	switch {
 	case !utf8.Valid(p):
 		return "holds bytes that are no UTF-8"
-	case !json.Valid(p):
-		return fmt.Sprintf("is %.60q, which is not JSON", p)
+	case bytes.IndexByte(p, 0) >= 0:
+		return "holds the character U+0000"
+	case len(p) == 0:
+		return "is empty, which is not JSON"
 	case bytes.Contains(p, []byte(`\u`)):
 		return checkEscapes(p, decoded)
 	}
@@ -306,30 +312,38 @@ func checkJSON(p []byte, decoded bool) string {
 }
 
 func checkEscapes(p []byte, decoded bool) string {
-	for i := 0; i < len(p); i++ {
-		if p[i] != '\\' {
+	high := false // the last thing was the first half of a pair
+	for len(p) > 0 {
+		i := bytes.IndexByte(p, '\\')
+		if high && i != 0 {
+			break
+		}
+		if i < 0 || i+1 >= len(p) {
+			return ""
+		}
+		escaped := p[i+1] == 'u'
+		if p = p[i+2:]; !escaped {
+			if high {
+				break
+			}
 			continue
 		}
-		if i++; p[i] != 'u' {
-			continue
+		n, err := strconv.ParseUint(string(p[:min(4, len(p))]), 16, 16)
+		if err != nil {
+			return "is not JSON"
 		}
-		n, _ := strconv.ParseUint(string(p[i+1:i+5]), 16, 16)
-		i += 4
+		p = p[min(4, len(p)):]
+		low := n >= 0xDC00 && n <= 0xDFFF
 		switch {
 		case n == 0 && decoded:
 			return `holds \u0000, which jsonb cannot keep`
-		case n >= 0xDC00 && n <= 0xDFFF:
+		case low != high:
 			return "holds half of a surrogate pair"
-		case n >= 0xD800 && n <= 0xDBFF:
-			if i+6 >= len(p) || p[i+1] != '\\' || p[i+2] != 'u' {
-				return "holds half of a surrogate pair"
-			}
-			low, _ := strconv.ParseUint(string(p[i+3:i+7]), 16, 16)
-			if low < 0xDC00 || low > 0xDFFF {
-				return "holds half of a surrogate pair"
-			}
-			i += 6
 		}
+		high = n >= 0xD800 && n <= 0xDBFF
+	}
+	if high {
+		return "holds half of a surrogate pair"
 	}
 	return ""
 }
@@ -338,15 +352,16 @@ func checkEscapes(p []byte, decoded bool) string {
 // they are zeros; of a floating number, which is not exact anyway, they are
 // rounded away by the server.
 func (w *columnWriter) numeric(dst []byte, v *record.Vector, i int) ([]byte, string) {
-	var buf [32]byte
 	var text []byte
 	switch w.kind {
 	case record.Decimal:
 		text = v.Bytes(i)
 	case record.Int:
-		text = strconv.AppendInt(buf[:0], v.Ints[i], 10)
+		w.scratch = strconv.AppendInt(w.scratch[:0], v.Ints[i], 10)
+		text = w.scratch
 	default:
-		text = plainFloat(buf[:0], v.Floats[i])
+		w.scratch = plainFloat(w.scratch[:0], v.Floats[i], w.from.Bits)
+		text = w.scratch
 	}
 	precision, scale, bounded := numericSize(w.typmod)
 	switch string(text) {
@@ -437,7 +452,7 @@ func allDigits(p []byte) bool { return len(p) > 0 && digits(p) == len(p) }
 
 // plainFloat writes the fewest digits that give the number back, without an
 // exponent.
-func plainFloat(dst []byte, f float64) []byte {
+func plainFloat(dst []byte, f float64, bits int) []byte {
 	switch {
 	case math.IsNaN(f):
 		return append(dst, "NaN"...)
@@ -446,7 +461,7 @@ func plainFloat(dst []byte, f float64) []byte {
 	case math.IsInf(f, -1):
 		return append(dst, "-Infinity"...)
 	}
-	return strconv.AppendFloat(dst, f, 'f', -1, 64)
+	return strconv.AppendFloat(dst, f, 'f', -1, bits)
 }
 
 // fitJSON writes the JSON form of an array, a composite, a range or a multirange

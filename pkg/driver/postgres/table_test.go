@@ -3,9 +3,9 @@ package postgres
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"testing"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
 	"github.com/athena-pipelines/athena/pkg/athena"
@@ -25,7 +25,14 @@ type tableRig struct {
 
 func newTableRig(t testing.TB, setup string) *tableRig {
 	t.Helper()
-	r := &tableRig{TB: t, dsn: pgtest.DSN(t)}
+	r := newTableRigOn(t, pgtest.DSN(t))
+	r.exec(setup)
+	return r
+}
+
+func newTableRigOn(t testing.TB, dsn string) *tableRig {
+	t.Helper()
+	r := &tableRig{TB: t, dsn: dsn}
 	cfg, err := pgx.ParseConfig(r.dsn)
 	if err != nil {
 		t.Fatal(err)
@@ -43,7 +50,6 @@ func newTableRig(t testing.TB, setup string) *tableRig {
 		_ = r.b.Close(context.Background())
 		_ = r.sql.Close(context.Background())
 	})
-	r.exec(setup)
 	return r
 }
 
@@ -120,12 +126,9 @@ func (r *tableRig) write(t driver.TableTarget, c driver.Checkpoint, batches ...*
 	return rejected
 }
 
-var nextPart int
-
 // done is a checkpoint of a part that nobody else has.
 func done() driver.Checkpoint {
-	nextPart++
-	return driver.Checkpoint{CheckpointKey: driver.CheckpointKey{Pipeline: "p", Run: "r", Part: fmt.Sprint(nextPart)}, Position: "done"}
+	return driver.Checkpoint{CheckpointKey: driver.CheckpointKey{Pipeline: "p", Run: "r", Part: uuid.NewString()}, Position: "done"}
 }
 
 func TestRowsAreReadAndAppended(t *testing.T) {

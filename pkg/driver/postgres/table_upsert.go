@@ -15,7 +15,8 @@ import (
 // the rows of one key between two truncates only what they come to is sent,
 // deletes first. Where the server refuses that for a row's sake, the rows are
 // halved and each half is applied: a single row is applied as it is, so only what
-// is refused in its place is rejected, and the order of the rest is kept.
+// is refused in its place is rejected, and the order of the rest is kept. What a
+// later row of the batch undoes is never judged by the server.
 
 // absentRow says why a row without some of its values cannot be inserted.
 const absentRow = "the row is not in the table, and the change does not have the value of column %q, which it did not touch; REPLICA IDENTITY FULL makes the source give it"

@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"fmt"
@@ -126,37 +127,58 @@ func (b *Backend) dialTable(ctx context.Context, begin string) (*tableConn, erro
 // rows runs a prepared statement and hands over each row as it came: the number
 // of its values, and of each its length and its bytes.
 func (c *tableConn) rows(ctx context.Context, statement string, params [][]byte, formats []int16, row func(body []byte) error) error {
-	pc := c.PgConn()
-	defer context.AfterFunc(ctx, func() { sessionOf(pc).HandleCancel(ctx) })()
-	front := pc.Frontend()
+	front := c.PgConn().Frontend()
 	front.SendBind(&pgproto3.Bind{PreparedStatement: statement, Parameters: params, ResultFormatCodes: formats})
 	front.SendExecute(&pgproto3.Execute{})
 	front.SendSync(&pgproto3.Sync{})
-	if err := front.Flush(); err != nil {
+	_, err := c.receive(ctx, 'D', row)
+	return err
+}
+
+// copyOut runs a COPY TO STDOUT, and returns the number of rows.
+func (c *tableConn) copyOut(ctx context.Context, sql string, w io.Writer) (rows int64, err error) {
+	c.PgConn().Frontend().SendQuery(&pgproto3.Query{String: sql})
+	tag, err := c.receive(ctx, 'd', func(body []byte) error {
+		_, err := w.Write(body)
 		return err
+	})
+	return tag.RowsAffected(), err
+}
+
+// receive sends what the frontend holds, and hands over the bodies of one kind of
+// message until the server is ready again.
+func (c *tableConn) receive(ctx context.Context, wanted byte, each func(body []byte) error) (tag pgconn.CommandTag, err error) {
+	pc := c.PgConn()
+	defer context.AfterFunc(ctx, func() { sessionOf(pc).HandleCancel(ctx) })()
+	if err := pc.Frontend().Flush(); err != nil {
+		return tag, err
 	}
 	var failed error
 	for {
 		kind, body, err := c.wire.next()
 		if err != nil {
-			return err
+			return tag, err
+		}
+		if kind == wanted {
+			if err := each(body); err != nil {
+				return tag, err
+			}
+			continue
 		}
 		switch kind {
-		case 'D':
-			if err := row(body); err != nil {
-				return err
-			}
 		case 'E':
 			var e pgproto3.ErrorResponse
 			if err := e.Decode(body); err != nil {
-				return err
+				return tag, err
 			}
 			failed = pgconn.ErrorResponseToPgError(&e)
+		case 'C':
+			tag = pgconn.NewCommandTag(string(bytes.TrimSuffix(body, []byte{0})))
 		case 'Z':
-			return failed
-		case '2', 'C', 'I', 'N', 'S', 'A': // bound, complete, empty; notices
+			return tag, failed
+		case '2', 'H', 'c', 'I', 'N', 'S', 'A': // bound, copying, copied, empty; notices
 		default:
-			return fmt.Errorf("%w: message %q among rows", errMalformed, kind)
+			return tag, fmt.Errorf("%w: message %q among rows", errMalformed, kind)
 		}
 	}
 }

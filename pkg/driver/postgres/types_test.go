@@ -400,3 +400,28 @@ func FuzzEncodeParams(f *testing.F) {
 		}
 	})
 }
+
+// TestYearsGoBackAsTheyCame gives the expanded years of docs/types.md to the
+// server as parameters.
+func TestYearsGoBackAsTheyCame(t *testing.T) {
+	t.Parallel()
+	conn := connect(t, pgtest.DSN(t))
+	ts := &Types{}
+	for want, oid := range map[string]uint32{
+		`"-000043-03-15"`: dateOID, `"0000-01-01"`: dateOID, `"+5874897-12-31"`: dateOID, `"+012345-01-02"`: dateOID, `"9999-12-31"`: dateOID, `"infinity"`: dateOID,
+		`"-004713-11-24T00:00:00.000000"`: timestampOID, `"+294276-12-31T23:59:59.999999"`: timestampOID, `"-000043-03-15T12:00:00.500000Z"`: timestamptzOID,
+	} {
+		params, err := ts.encodeParams([]uint32{oid}, []json.RawMessage{json.RawMessage(want)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := conn.ExecParams(t.Context(), "SELECT $1", params, []uint32{oid}, nil, nil).Read()
+		if r.Err != nil {
+			t.Errorf("%s: %v", want, r.Err)
+			continue
+		}
+		if got := string(ts.AppendJSON(nil, oid, r.Rows[0][0])); got != want {
+			t.Errorf("%s came back as %s", want, got)
+		}
+	}
+}
