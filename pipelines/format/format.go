@@ -101,10 +101,10 @@ func ContentType(format, compression string) string {
 // nothing.
 func Of(name string) (format, compression string, ok bool) {
 	compression = None
-	for suffix, c := range map[string]string{".gz": Gzip, ".zst": Zstd} {
-		if base, found := strings.CutSuffix(name, suffix); found {
-			name, compression = base, c
-		}
+	if base, found := strings.CutSuffix(name, ".gz"); found {
+		name, compression = base, Gzip
+	} else if base, found := strings.CutSuffix(name, ".zst"); found {
+		name, compression = base, Zstd
 	}
 	switch dot := strings.LastIndexByte(name, '.'); strings.ToLower(name[dot+1:]) {
 	case "parquet", "parq":

@@ -16,7 +16,7 @@ import (
 // ended.
 const (
 	rowGroupRows  = 1 << 20
-	rowGroupBytes = 32 << 20
+	rowGroupBytes = 16 << 20
 )
 
 // zstdFast compresses at a rate that lets a sink keep up with its source.
