@@ -42,15 +42,15 @@ func exits() []struct {
 		{exitOK, "done"},
 		{exitFailure, "failed, for a reason that has no code of its own"},
 		{exitUsage, "the command line, or the request made of it, is not right"},
-		{exitNotFound, "no such client, job or key"},
+		{exitNotFound, "no such client, job, pipeline, run or key"},
 		{exitDenied, "the key is missing, not valid, or may not do this; or the client is not granted the capability"},
 		{exitUnavailable, "the server, the bus or the backend cannot be reached, has no room, or took too long; try again"},
-		{exitJobFailed, "the job ended as failed, timed_out, cancelled or expired"},
+		{exitJobFailed, "the job ended as failed, timed_out, cancelled or expired, or the run of a pipeline as failed or cancelled"},
 		{exitIndeterminate, "the job ended as indeterminate: look at the data before running it again"},
 		{exitConflict, "it cannot be done as things stand: the job has not ended yet, or has ended already; something stands in the way of capturing, or the changes that are asked for are no longer kept; somebody else was faster; or the idempotency key was used for another request"},
 		{exitNotRunnable, "the client is frozen or inactive"},
 		{exitRefused, "the backend refused the statement, or its engine cannot do this"},
-		{exitPending, "time is up, and the job or the capture goes on"},
+		{exitPending, "time is up, or the command was interrupted, and the job, the run or the capture goes on"},
 		{exitInterrupted, "interrupted"},
 	}
 }
