@@ -232,13 +232,16 @@ func (f *Family) store(ctx context.Context, p *spec.Pipeline, old runs.Definitio
 
 // judge refuses a definition whose plan says that it could not be run. What a
 // template will be is not known yet, unless all its parameters have defaults; its
-// runs are judged.
+// runs are judged. That a client is frozen says nothing of the definition.
 func (f *Family) judge(ctx context.Context, p *spec.Pipeline) error {
 	whole, err := p.Instantiate(nil)
 	if err != nil {
 		return nil // Decode has found it whole, so that it is values that it lacks
 	}
-	return f.permit(ctx, whole)
+	if err = f.permit(ctx, whole); athena.CodeOf(err) == athena.CodeClientFrozen {
+		return nil
+	}
+	return err
 }
 
 // remove deletes a pipeline that has no live run.
