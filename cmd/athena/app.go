@@ -24,7 +24,9 @@ import (
 	"github.com/athena-pipelines/athena/api/gateway"
 	"github.com/athena-pipelines/athena/api/middleware"
 	"github.com/athena-pipelines/athena/api/schema"
+	"github.com/athena-pipelines/athena/api/storage"
 	"github.com/athena-pipelines/athena/api/system"
+	"github.com/athena-pipelines/athena/pipelines/runs"
 	"github.com/athena-pipelines/athena/pkg/athena"
 	"github.com/athena-pipelines/athena/pkg/auth"
 	"github.com/athena-pipelines/athena/pkg/bus"
@@ -35,6 +37,7 @@ import (
 	"github.com/athena-pipelines/athena/pkg/dispatch"
 	"github.com/athena-pipelines/athena/pkg/driver"
 	"github.com/athena-pipelines/athena/pkg/driver/postgres"
+	"github.com/athena-pipelines/athena/pkg/driver/s3"
 	"github.com/athena-pipelines/athena/pkg/ops"
 	"github.com/athena-pipelines/athena/pkg/remote"
 	"github.com/athena-pipelines/athena/pkg/resolver"
@@ -51,6 +54,7 @@ import (
 func drivers() map[athena.Engine]driver.Driver {
 	return map[athena.Engine]driver.Driver{
 		athena.EnginePostgres: driver.New(postgres.Open),
+		athena.EngineS3:       driver.New(s3.Open),
 	}
 }
 
@@ -79,6 +83,7 @@ type app struct {
 	store      *deferred.Store
 	changes    *changefeed.Store
 	feeds      *changefeed.Feeds
+	runs       *runs.Store
 }
 
 // newApp connects to the bus, makes sure of its streams, and wires the rest
@@ -121,6 +126,9 @@ func newApp(ctx context.Context, cfg *config.Settings, getenv func(string) strin
 		return nil, err
 	}
 	a.feeds = changefeed.NewFeeds(a.changes, log)
+	if a.runs, err = runs.NewStore(ctx, b, log); err != nil {
+		return nil, err
+	}
 	return a, nil
 }
 
@@ -150,7 +158,7 @@ func (a *app) run(ctx context.Context, parts ...func(context.Context) error) err
 	defer stop()
 	base, below := errgroup.WithContext(below)
 	front, ctx := errgroup.WithContext(ctx)
-	for _, part := range []func(context.Context) error{a.catalog.Run, a.keys.Run, a.recorder.Run, a.changes.Run, a.feeds.Run} {
+	for _, part := range []func(context.Context) error{a.catalog.Run, a.keys.Run, a.recorder.Run, a.changes.Run, a.feeds.Run, a.runs.Run} {
 		base.Go(func() error { return part(below) })
 	}
 	front.Go(func() error { // the parts end when what they stand on does
@@ -182,8 +190,8 @@ func (h hooks) Secret(key string) []byte { return webhook.Derive(h.keyring.Deriv
 
 func (a *app) guard() *webhook.Guard { return &webhook.Guard{Allow: a.cfg.Webhooks.AllowPrivate} }
 
-// worker is the part that runs deferred queries, delivers webhooks, and captures
-// changes.
+// worker is the part that runs deferred queries, delivers webhooks, captures
+// changes, and runs pipelines.
 func (a *app) worker() func(context.Context) error {
 	id := cmp.Or(a.cfg.Worker.ID, defaultWorkerID())
 	log := a.log.With(telemetry.KeyWorker, id)
@@ -207,8 +215,9 @@ func (a *app) worker() func(context.Context) error {
 		SpillDir: filepath.Join(a.cfg.DataDir, "spill"), SpillMost: int64(a.cfg.CDC.SpillMax), SpillMemory: int64(a.cfg.CDC.SpillMemory),
 		Tracing: a.tracing,
 	})
+	pipelines := a.pipelines(id)
 	return func(ctx context.Context) error {
-		if err := a.catalog.Ready(ctx); err != nil {
+		if err := errors.Join(a.catalog.Ready(ctx), a.keys.Ready(ctx)); err != nil {
 			return err
 		}
 		g, ctx := errgroup.WithContext(ctx)
@@ -216,6 +225,7 @@ func (a *app) worker() func(context.Context) error {
 		g.Go(func() error { return deliveries.Run(ctx) })
 		g.Go(func() error { return subscriptions.Run(ctx) })
 		g.Go(func() error { return captures.Run(ctx) })
+		g.Go(func() error { return pipelines.Run(ctx) })
 		return g.Wait()
 	}
 }
@@ -292,6 +302,7 @@ func (a *app) handler() (http.Handler, error) {
 				Bounds:      deferred.Bounds{Deadline: d.DefaultDeadline.Std(), MaxDeadline: d.MaxDeadline.Std(), ResultTTL: d.ResultTTL.Std()},
 			}),
 			schema.New(road),
+			storage.New(storage.Config{Dispatcher: road, Cursors: a.keyring}),
 			cdc.New(cdc.Config{
 				Dispatcher: road, Store: a.changes, Feeds: a.feeds, Verify: verify, Clients: a.catalog, Keys: a.keys,
 				Audit: ops.NewAudit(a.broker.bus, a.log), Webhooks: a.guard(),

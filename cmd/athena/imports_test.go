@@ -26,6 +26,7 @@ var mayNot = map[string][]string{
 	"pkg/telemetry":   {"pkg/driver/", "pkg/resolver", "pkg/catalog"},
 	"cmd/athena":      {},
 	"pkg/localpg":     {"pkg/"},
+	"pkg/locals3":     {"pkg/"},
 	"pkg/bus":         {"pkg/driver", "pkg/driver/", "pkg/dispatch", "pkg/catalog", "pkg/deferred"},
 	"pkg/webhook":     {"pkg/driver", "pkg/driver/", "pkg/bus", "pkg/catalog"},
 	"pkg/sdk":         {"pkg/bus", "pkg/catalog", "pkg/resolver", "pkg/driver/"},

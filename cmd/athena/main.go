@@ -9,9 +9,12 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+
+	"github.com/athena-pipelines/athena/pkg/locals3"
 )
 
 func main() {
+	locals3.Serve() // in the process that dev starts as its S3 server
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal kills at once
 	os.Exit(int(exitOf(run(ctx, os.Args[1:], os.Environ(), os.Stdin, os.Stdout, os.Stderr))))

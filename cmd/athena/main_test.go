@@ -16,6 +16,9 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/athena-pipelines/athena/pkg/locals3"
+	"github.com/athena-pipelines/athena/pkg/locals3/s3test"
 )
 
 // suite is what the end-to-end tests share: the binary, built once, and one
@@ -32,6 +35,7 @@ var suite struct {
 }
 
 func TestMain(m *testing.M) {
+	locals3.Serve()
 	code := func() int {
 		dir, err := os.MkdirTemp("", "athena-cmd-test-")
 		if err != nil {
@@ -44,7 +48,7 @@ func TestMain(m *testing.M) {
 			return 1
 		}
 		suite.dir = dir
-		code := m.Run()
+		code := s3test.Run(m)
 		if p := suite.running; p != nil {
 			if err := p.stop(); err != nil {
 				fmt.Fprintln(os.Stderr, err)

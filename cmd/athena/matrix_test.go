@@ -21,12 +21,13 @@ import (
 	"github.com/athena-pipelines/athena/pkg/dispatch"
 	"github.com/athena-pipelines/athena/pkg/driver"
 	"github.com/athena-pipelines/athena/pkg/driver/memory"
+	"github.com/athena-pipelines/athena/pkg/locals3/s3test"
 )
 
 // An operation of the matrix: what it needs, and which engines can do it, as
 // the architecture has it.
 type operation struct {
-	method, path, body string
+	method, path, body string // {kind} is what the engine provisions
 	needs              []athena.Capability
 	engines            []athena.Engine
 }
@@ -35,6 +36,7 @@ var (
 	sqlAndCQL = []athena.Engine{athena.EnginePostgres, athena.EngineScylla}
 	onlySQL   = []athena.Engine{athena.EnginePostgres}
 	onlyCQL   = []athena.Engine{athena.EngineScylla}
+	onlyS3    = []athena.Engine{athena.EngineS3}
 )
 
 func operations() map[string]operation {
@@ -53,7 +55,14 @@ func operations() map[string]operation {
 		"constraints":  {"GET", "/schema/constraints?table=matrix_items", "", need(athena.SchemaRead), sqlAndCQL},
 		"indexes":      {"GET", "/schema/indexes?table=matrix_items", "", need(athena.SchemaRead), sqlAndCQL},
 		"migrations":   {"GET", "/schema/migrations", "", need(athena.MigrationsRead), onlySQL},
-		"provisioning": {"POST", "/management/provision", `{"kind":"schema","name":"matrix"}`, need(athena.Provisioning), athena.Engines()},
+		"provisioning": {"POST", "/management/provision", `{"kind":"{kind}","name":"matrix"}`, need(athena.Provisioning), athena.Engines()},
+		"objects":      {"GET", "/storage/objects", "", need(athena.ObjectRead), onlyS3},
+		"get object":   {"GET", "/storage/objects/matrix/item", "", need(athena.ObjectRead), onlyS3},
+		"put object":   {"PUT", "/storage/objects/matrix/new", "{}", need(athena.ObjectWrite), onlyS3},
+		"del object":   {"DELETE", "/storage/objects/matrix/none", "", need(athena.ObjectWrite), onlyS3},
+		"copy object":  {"POST", "/storage/copy", `{"from":"matrix/item","to":"matrix/copy"}`, need(athena.ObjectWrite, athena.ObjectRead), onlyS3},
+		"presign get":  {"POST", "/storage/presign", `{"method":"GET","key":"matrix/item"}`, need(athena.ObjectRead), onlyS3},
+		"presign put":  {"POST", "/storage/presign", `{"method":"PUT","key":"matrix/item"}`, need(athena.ObjectWrite), onlyS3},
 	}
 }
 
@@ -84,12 +93,18 @@ func matrix(t *testing.T, engine driver.Driver, dsn string) {
 		t.Fatal(err)
 	}
 	var opens atomic.Int64
-	counting := engine
-	counting.Open = func(ctx context.Context, c athena.Connection) (driver.Backend, error) {
-		opens.Add(1)
-		return engine.Open(ctx, c)
+	counting := func(d driver.Driver) driver.Driver {
+		open := d.Open
+		d.Open = func(ctx context.Context, c athena.Connection) (driver.Backend, error) {
+			opens.Add(1)
+			return open(ctx, c)
+		}
+		return d
 	}
-	s.drivers[athena.EnginePostgres] = counting // nothing runs yet
+	s.drivers[athena.EnginePostgres] = counting(engine) // nothing runs yet
+	s.drivers[athena.EngineS3] = counting(s.drivers[athena.EngineS3])
+	bucket := s3test.Bucket(t)
+	s3test.Seed(t, bucket, "matrix/item", []byte("{}"))
 
 	ctx, cancel := context.WithCancel(context.Background())
 	done, ready := make(chan error, 1), make(chan struct{})
@@ -119,8 +134,9 @@ func matrix(t *testing.T, engine driver.Driver, dsn string) {
 	connections := map[athena.Engine]athena.Connection{
 		athena.EnginePostgres: athena.PostgresConn{DSN: athena.NewSecret(dsn)},
 		athena.EngineScylla:   athena.ScyllaConn{Hosts: []string{"192.0.2.1"}},
-		athena.EngineS3:       athena.S3Conn{Bucket: "b"},
+		athena.EngineS3:       bucket,
 	}
+	kinds := map[athena.Engine]string{athena.EnginePostgres: "schema", athena.EngineScylla: "keyspace", athena.EngineS3: "bucket"}
 	define := func(name string, e athena.Engine, caps athena.Capabilities) string {
 		t.Helper()
 		def := &athena.Client{Name: name, Lifecycle: athena.Active, Capabilities: caps, Connection: connections[e]}
@@ -184,8 +200,9 @@ func matrix(t *testing.T, engine driver.Driver, dsn string) {
 			n++
 			at := fmt.Sprintf("%s on %s", name, e)
 			needs := athena.Allow(op.needs...)
+			op.body = strings.ReplaceAll(op.body, "{kind}", kinds[e])
 			inBuild := needs.Minus(s.supports(e)) == 0
-			if inBuild != (e == athena.EnginePostgres && slices.Contains(op.engines, e)) {
+			if inBuild != (e != athena.EngineScylla && slices.Contains(op.engines, e)) {
 				t.Errorf("%s: this build can do it: %v; the matrix says otherwise", at, inBuild)
 			}
 			all := define(fmt.Sprintf("all%d", n), e, everything)
