@@ -127,7 +127,7 @@ func (j *judgement) withSource(ctx context.Context, fn func(context.Context, sta
 		})
 	case stage.KindObjects:
 		_, err = dispatch.Do(ctx, j.Dispatcher, op, s.Client, func(ctx context.Context, _ dispatch.Call, r driver.ObjectReader) (struct{}, error) {
-			return struct{}{}, fn(ctx, j.Objects(r, s.Objects))
+			return struct{}{}, fn(ctx, &source.Objects{Reader: r, What: *s.Objects, Size: j.size()})
 		})
 	default: // the result is on the bus; its client's backend is not asked
 		client, cerr := j.Dispatcher.Check(ctx, op, s.Client)
@@ -150,6 +150,14 @@ func (j *judgement) withSource(ctx context.Context, fn func(context.Context, sta
 // that the capture has.
 func (j *judgement) lookAtChanges(ctx context.Context) error {
 	client := j.p.Source.Client
+	extent, err := j.Captures.Extent(ctx, client)
+	if err != nil {
+		return err
+	}
+	if extent == nil {
+		j.source.unknown("the capture of client %q has not begun yet; it waits for a worker", client)
+		return nil
+	}
 	versions, err := j.Captures.TableVersions(ctx, client)
 	if err != nil {
 		return err

@@ -167,6 +167,7 @@ func (h *house) planAs(ctx context.Context, level plan.Level, text string) *plan
 	got, err := h.planner.Plan(ctx, read(h.t, text), level)
 	if got == nil {
 		h.t.Fatalf("there is no plan: %v\n%s", err, text)
+		return nil
 	}
 	if level == plan.Static && h.opens.Load() != before {
 		h.t.Errorf("a static plan has dialled\n%s", text)

@@ -59,8 +59,6 @@ type Planner struct {
 	Feeds    *changefeed.Feeds
 	// Jobs has the results that a source deferred reads.
 	Jobs *deferred.Store
-	// Objects makes a source of objects.
-	Objects func(driver.ObjectReader, *spec.ObjectSource) stage.Source
 	// Others lists the definitions that are stored.
 	Others func(context.Context) []*spec.Pipeline
 	// Rows is how many rows a sample has; 20 unless it is set.
