@@ -96,10 +96,14 @@ func (j *judgement) conflicts(ctx context.Context) {
 			if o.Name == j.p.Name && o.Name != "" {
 				continue // the version before this one
 			}
-			if filled, err := o.Instantiate(nil); err == nil { // else a template, which runs where its values say
-				filled.Normalize()
-				others = append(others, filled)
+			if len(o.Params) > 0 {
+				filled, err := o.Instantiate(nil)
+				if err != nil {
+					continue // a template, which runs where its values say
+				}
+				o = filled
 			}
+			others = append(others, o)
 		}
 	}
 	name := func(p *spec.Pipeline) string {
@@ -128,17 +132,17 @@ func (j *judgement) conflicts(ctx context.Context) {
 		case !ok:
 		case mine.objects:
 			j.sink.refuse(athena.Errorf(athena.CodeConflict, "%s writes below %s already; give each a prefix of its own", name(o), what).At("sink.objects.prefix"))
-		case j.p.Sink.Mode.Staged() || o.Sink.Mode.Staged():
+		case j.p.Mode().Staged() || o.Mode().Staged():
 			j.sink.refuse(athena.Errorf(athena.CodeConflict, "%s writes to %s already, and %s leaves no rows but its own; give each a table of its own", name(o), what, staged(j.p, o)).At("sink.table"))
 		}
 	}
 }
 
 func staged(p, o *spec.Pipeline) driver.WriteMode {
-	if p.Sink.Mode.Staged() {
-		return p.Sink.Mode
+	if p.Mode().Staged() {
+		return p.Mode()
 	}
-	return o.Sink.Mode
+	return o.Mode()
 }
 
 // cycle finds a way from a pipeline's sink back to its source: itself and those

@@ -84,13 +84,13 @@ func (j *judgement) capture() {
 	}
 	capture, ok := j.Captures.Capture(client)
 	if !ok || capture.Removing {
-		j.source.refuse(athena.Errorf(athena.CodeConflict, "the changes of client %q are not captured; enable that first, with its tables: athena cdc enable %s %s", client, client, strings.Join(c.Tables, " ")).At("source.cdc"))
+		j.source.refuse(athena.Errorf(athena.CodeConflict, "the changes of client %q are not captured; enable that first, with its tables: athena cdc enable --client %s --tables %s", client, client, strings.Join(c.Tables, ",")).At("source.cdc"))
 		return
 	}
 	for i, text := range c.Tables {
 		name, err := driver.ParseTableName(text)
 		if err == nil && !slices.Contains(capture.Tables, name) {
-			err = athena.Errorf(athena.CodeConflict, "table %s of client %q is not captured; add it: athena cdc enable %s %s", name, client, client, name)
+			err = athena.Errorf(athena.CodeConflict, "table %s of client %q is not captured; enable the capture with it: athena cdc enable --client %s --tables …,%s", name, client, client, name)
 		}
 		if err != nil {
 			j.source.refuse(athena.AsError(err).At(fmt.Sprintf("source.cdc.tables[%d]", i)))

@@ -47,7 +47,7 @@ func TestAStaticPlanRefusesWhatCannotRun(t *testing.T) {
 		"a client that is not active":      {"source: {client: gone, table: t}\nsink: {client: copy, table: t2}", "source", athena.CodeClientInactive, "source.client", ""},
 		"an expression that is none":       {table + "transforms: [{filter: 'row.a ='}]\nsink: {client: copy, table: t}", "transforms[0]", athena.CodeInvalidRequest, "transforms[0].filter", "is not understood"},
 		"a function that there is not":     {table + "transforms: [{drop: [a]}, {set: {b: 'lower(row.c)'}}]\nsink: {client: copy, table: t}", "transforms[1]", athena.CodeInvalidRequest, "transforms[1].set.b", "lower"},
-		"changes that are not captured":    {"source: {client: copy, cdc: {tables: [t]}}\nsink: {client: shop, table: t}", "source", athena.CodeConflict, "source.cdc", "athena cdc enable copy t"},
+		"changes that are not captured":    {"source: {client: copy, cdc: {tables: [t]}}\nsink: {client: shop, table: t}", "source", athena.CodeConflict, "source.cdc", "athena cdc enable --client copy --tables t"},
 		"a table that is not captured":     {"source: {client: shop, cdc: {tables: [orders, users]}}\ntransforms: [{route: meta.table}]\nsink: {client: copy, table: t}", "source", athena.CodeConflict, "source.cdc.tables[1]", "public.users"},
 		"a where that is none":             {"source: {client: shop, cdc: {tables: [orders], where: 'after.x +'}}\nsink: {client: copy, table: t}", "source", athena.CodeInvalidRequest, "source.cdc.where", ""},
 		"changes that are captured":        {"source: {client: shop, cdc: {tables: [orders]}}\nsink: {client: copy, table: t}", "", "", "", ""},

@@ -44,10 +44,7 @@ func (p *Pipeline) Normalize() {
 		or(&p.Source.CDC.Snapshot, SnapshotInitial)
 	}
 	if p.Sink.Table != "" {
-		if p.Streams() {
-			or(&p.Sink.Mode, driver.Upsert)
-		}
-		or(&p.Sink.Mode, driver.Append)
+		p.Sink.Mode = p.Mode()
 	}
 	if o := p.Sink.Objects; o != nil {
 		or(&o.Format, FormatParquet)
@@ -74,6 +71,17 @@ func (p *Pipeline) Normalize() {
 	}
 	or(&p.Errors.To, ToDead)
 	or(&p.Parallel, DefaultParallel)
+}
+
+// Mode is that of a sink table, by default or not.
+func (p *Pipeline) Mode() driver.WriteMode {
+	switch {
+	case p.Sink.Mode != "":
+		return p.Sink.Mode
+	case p.Streams():
+		return driver.Upsert
+	}
+	return driver.Append
 }
 
 func or[T comparable](field *T, value T) {

@@ -302,7 +302,7 @@ func (v validator) sink() {
 }
 
 func (v validator) mode() {
-	s, mode := &v.p.Sink, v.p.mode()
+	s, mode := &v.p.Sink, v.p.Mode()
 	switch {
 	case v.p.Streams() && mode.Staged():
 		v.refuse("sink.mode", "%s takes all rows at once and cannot follow changes; behind cdc it is append or upsert", mode)
@@ -315,17 +315,6 @@ func (v validator) mode() {
 
 func (v validator) aggregates() bool {
 	return slices.ContainsFunc(v.p.Transforms, func(t Transform) bool { return t.Aggregate != nil })
-}
-
-// mode is the sink's, by default or not.
-func (p *Pipeline) mode() driver.WriteMode {
-	switch {
-	case p.Sink.Mode != "":
-		return p.Sink.Mode
-	case p.Streams():
-		return driver.Upsert
-	}
-	return driver.Append
 }
 
 func (v validator) objectSink(o *ObjectSink) {

@@ -183,3 +183,68 @@ func TestTimesAreCut(t *testing.T) {
 		}
 	}
 }
+
+// Where rows are cut into batches makes no difference to what comes of them.
+func TestBatchesMayBeCutAnywhere(t *testing.T) {
+	t.Parallel()
+	in := &record.Schema{Columns: []record.Column{
+		{Name: "k", Type: record.TypeInt64, Nullable: true}, {Name: "s", Type: record.TypeText, Nullable: true}, {Name: "d", Type: record.DecimalOf(9, 3), Nullable: true},
+	}}
+	lists := map[string][]spec.Transform{
+		"steps that see one row": {
+			{Filter: "row.k % 3 != 0"}, {Set: map[string]string{"n": "10 / row.k", "u": "row.s.upperAscii()"}},
+			{Cast: map[string]record.Type{"k": record.TypeText}}, {Mask: map[string]string{"s": "hash"}}, {Rename: map[string]string{"n": "m"}}, {Select: []string{"m", "k", "s"}},
+		},
+		"a route":      {{Route: `"r" + string(row.k % 2)`}, {Drop: []string{"d"}}},
+		"a dedupe":     {{Dedupe: &spec.Dedupe{Key: []string{"s"}}}},
+		"an aggregate": {{Aggregate: &spec.Aggregate{GroupBy: []string{"s"}, Columns: map[string]string{"n": "count()", "t": "sum(d)", "a": "avg(d)", "lo": "min(k)", "hi": "max(d)"}}}},
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		b := record.New(in, 0)
+		for range rapid.IntRange(0, 30).Draw(t, "rows") {
+			if rapid.Bool().Draw(t, "null") {
+				b.Columns[0].AppendNull()
+			} else {
+				b.Columns[0].AppendInt(rapid.Int64Range(-5, 5).Draw(t, "k"))
+			}
+			b.Columns[1].AppendString(rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "s"))
+			if err := b.Columns[2].AppendParsed(record.DecimalOf(9, 3), []byte(rapid.StringMatching(`-?[0-9]{1,4}\.[0-9]{3}`).Draw(t, "d"))); err != nil {
+				t.Fatal(err)
+			}
+			b.Done()
+		}
+		cut := rapid.IntRange(0, b.Rows()).Draw(t, "cut")
+		for name, list := range lists {
+			whole, rejected := through(t, list, b)
+			parts, again := through(t, list, b.Slice(0, cut), b.Slice(cut, b.Rows()))
+			if fmt.Sprint(whole) != fmt.Sprint(parts) || rejected != again {
+				t.Fatalf("%s, cut at %d of %d:\n%v, %d rejected\n%v, %d rejected", name, cut, b.Rows(), whole, rejected, parts, again)
+			}
+		}
+	})
+}
+
+// through takes batches through steps, and returns the rows by where they go.
+func through(t *rapid.T, steps []spec.Transform, batches ...*record.Batch) (out map[string][]string, rejected int) {
+	chain, err := Compile(steps, batches[0].Schema, Env{Pipeline: "p"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	out = map[string][]string{}
+	reject := func(int, int, error) { rejected++ }
+	take := func(parts []Part, err error) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range parts {
+			for i := range p.Batch.Rows() {
+				out[p.Route] = append(out[p.Route], string(p.Batch.AppendJSON(nil, i)))
+			}
+		}
+	}
+	for _, b := range batches {
+		take(chain.Apply(b, reject))
+	}
+	take(chain.Flush(reject))
+	return out, rejected
+}
