@@ -45,7 +45,9 @@ func writes(p *spec.Pipeline) place {
 		}
 		return at
 	}
-	at.tables = []string{canonical(p.Sink.Table)}
+	if !p.Routes() { // else the rows say to which tables
+		at.tables = []string{canonical(p.Sink.Table)}
+	}
 	return at
 }
 

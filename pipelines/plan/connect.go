@@ -215,7 +215,7 @@ func (j *judgement) lookAtSink(ctx context.Context) error {
 		j.sink.unknown("what would be written is not known")
 		return nil
 	}
-	if slices.ContainsFunc(j.p.Transforms, func(t spec.Transform) bool { return t.Route != "" }) {
+	if j.p.Routes() {
 		j.sink.unknown("rows are routed; to which tables, the rows tell")
 		return nil
 	}

@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"slices"
 	"time"
 
 	"github.com/athena-pipelines/athena/pkg/driver"
@@ -71,6 +72,11 @@ func (p *Pipeline) Normalize() {
 	}
 	or(&p.Errors.To, ToDead)
 	or(&p.Parallel, DefaultParallel)
+}
+
+// Routes reports whether a step says of each row where it goes.
+func (p *Pipeline) Routes() bool {
+	return slices.ContainsFunc(p.Transforms, func(t Transform) bool { return t.Route != "" })
 }
 
 // Mode is that of a sink table, by default or not.

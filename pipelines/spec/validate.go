@@ -235,7 +235,7 @@ func (v validator) cdc(c *CDCSource) {
 	}
 	v.oneOf("source.cdc.snapshot", c.Snapshot, SnapshotInitial, SnapshotNever)
 	v.expression("source.cdc.where", c.Where)
-	if len(c.Tables) > 1 && !slices.ContainsFunc(v.p.Transforms, func(t Transform) bool { return t.Route != "" }) {
+	if len(c.Tables) > 1 && !v.p.Routes() {
 		v.refuse("source.cdc.tables", "the rows of %d tables cannot go to one place; part them with a route, such as meta.table, or make a pipeline of each", len(c.Tables))
 	}
 }

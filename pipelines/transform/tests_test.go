@@ -1,6 +1,8 @@
 package transform_test
 
 import (
+	"os"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -100,5 +102,31 @@ func TestExpressionsAreCheckedWithoutASchema(t *testing.T) {
 	wrong := transform.Check(steps(t, bad))
 	if len(wrong) != 5 || !strings.Contains(wrong[2].Error(), "transforms[2].set.a: ") {
 		t.Error(wrong)
+	}
+}
+
+// The definitions that the reference shows are good, and their tests pass.
+func TestTheReferenceShowsWhatWorks(t *testing.T) {
+	t.Parallel()
+	page, err := os.ReadFile("../../docs/pipelines.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	shown := 0
+	for _, block := range regexp.MustCompile("(?s)```yaml\n(.*?)```").FindAllSubmatch(page, -1) {
+		p, err := spec.Decode(block[1])
+		if err != nil {
+			t.Errorf("%v\n%s", err, block[1])
+			continue
+		}
+		shown++
+		for _, r := range transform.RunTests(p, nil) {
+			if !r.Passed {
+				t.Errorf("%s: %v", r.Name, r.Failures)
+			}
+		}
+	}
+	if shown < 2 {
+		t.Errorf("the reference shows %d definitions", shown)
 	}
 }
