@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"fmt"
 	"regexp"
 	"slices"
 	"strings"
@@ -24,7 +25,7 @@ var sizePattern = regexp.MustCompile(`\(\d+(,-?\d+)?\)`)
 func nativeType(c record.Column) string {
 	bare := sizePattern.ReplaceAllString(c.Native, "")
 	for _, b := range builtins {
-		if b.name != bare || strings.HasPrefix(bare, "reg") || strings.HasPrefix(bare, `"`) {
+		if b.name != bare || !creatable(bare) {
 			continue
 		}
 		t := recordType(static[b.oid], b.oid, -1)
@@ -74,6 +75,19 @@ func nativeType(c record.Column) string {
 	return "text"
 }
 
+// creatable reports whether a column of a built-in type can be made in another
+// database and takes the text of its values there.
+func creatable(name string) bool {
+	name = strings.TrimSuffix(name, "[]")
+	switch name {
+	case "record", "cstring", "void", "unknown", "gtsvector", "aclitem", "tid", "xid", "cid", "refcursor", "txid_snapshot":
+		return false
+	case "pg_lsn", "pg_snapshot":
+		return true
+	}
+	return !strings.HasPrefix(name, "reg") && !strings.HasPrefix(name, "pg_") && !strings.HasPrefix(name, `"`)
+}
+
 // widened is the wider type that a column needs for the values; empty if it needs
 // none.
 func widened(to *shapeColumn, c record.Column) string {
@@ -95,8 +109,14 @@ func widened(to *shapeColumn, c record.Column) string {
 			scale := max(s, c.Type.Scale)
 			return nativeType(record.Column{Type: record.DecimalOf(max(p-s, c.Type.Precision-c.Type.Scale)+scale, scale)})
 		}
-	case c.Type.Kind == record.Text && (to.oid == varcharOID || to.oid == bpcharOID) && to.typmod > 4 && c.Native != "" && c.Native != to.native:
-		return "text"
+	case c.Type.Kind == record.Text && (to.oid == varcharOID || to.oid == bpcharOID) && to.typmod > 4 && c.Native != "":
+		var most int32
+		if i := strings.IndexByte(c.Native, '('); i > 0 && strings.HasPrefix(c.Native, "character") {
+			_, _ = fmt.Sscanf(c.Native[i:], "(%d)", &most)
+		}
+		if most == 0 || most > to.typmod-4 {
+			return "text"
+		}
 	}
 	return ""
 }

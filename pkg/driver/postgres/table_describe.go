@@ -19,12 +19,14 @@ type shape struct {
 	// rows and bytes are over all leaves of a partitioned table; rows is -1 where
 	// the server never counted.
 	rows, bytes int64
+	blocks      int64 // of the rows themselves, without what is stored beside them
 	// inherited says that there are children which are no partitions, so that the
 	// key does not tell rows apart.
 	inherited bool
 	// truncates says that TRUNCATE may be used: we may, nothing references the
 	// table, and nothing is checked at the end of a transaction only.
 	truncates bool
+	secured   bool // row security holds for us
 	columns   []shapeColumn
 	key       []string // of the primary key
 }
@@ -64,13 +66,16 @@ SELECT CASE c.relkind WHEN 'r' THEN 'table' WHEN 'p' THEN 'partitioned_table' WH
         FROM leaf JOIN pg_catalog.pg_class l ON l.oid = leaf.relid WHERE l.relkind IN ('r', 'm')),
        (SELECT coalesce(sum(pg_catalog.pg_table_size(l.oid)), -1)::bigint
         FROM leaf JOIN pg_catalog.pg_class l ON l.oid = leaf.relid WHERE l.relkind IN ('r', 'm')),
+       (SELECT coalesce(sum(pg_catalog.pg_relation_size(l.oid)) / current_setting('block_size')::bigint, 0)::bigint
+        FROM leaf JOIN pg_catalog.pg_class l ON l.oid = leaf.relid WHERE l.relkind IN ('r', 'm')),
        c.relkind = 'r' AND EXISTS (SELECT FROM pg_catalog.pg_inherits i WHERE i.inhparent = c.oid),
        ARRAY(SELECT a.attname::text FROM pg_catalog.pg_constraint k, unnest(k.conkey) WITH ORDINALITY AS u (num, n)
              JOIN pg_catalog.pg_attribute a ON a.attrelid = $1 AND a.attnum = u.num
              WHERE k.conrelid = $1 AND k.contype = 'p' ORDER BY u.n),
        c.relkind IN ('r', 'p') AND pg_catalog.has_table_privilege(c.oid, 'TRUNCATE')
          AND NOT EXISTS (SELECT FROM pg_catalog.pg_constraint k WHERE k.confrelid = c.oid AND k.conrelid <> c.oid AND k.contype = 'f')
-         AND NOT EXISTS (SELECT FROM pg_catalog.pg_trigger g WHERE g.tgrelid = c.oid AND g.tginitdeferred)
+         AND NOT EXISTS (SELECT FROM pg_catalog.pg_trigger g WHERE g.tgrelid = c.oid AND g.tginitdeferred),
+       row_security_active(c.oid)
 FROM pg_catalog.pg_class c WHERE c.oid = $1`
 
 const shapeColumnsQuery = `
@@ -102,7 +107,7 @@ func (b *Backend) shape(ctx context.Context, conn *pgx.Conn, name driver.TableNa
 		return nil, err
 	}
 	n, err = query(ctx, shapeQuery, []any{r.oid}, func(rows pgx.Rows) error {
-		return rows.Scan(&r.kind, &r.rows, &r.bytes, &r.inherited, &r.key, &r.truncates)
+		return rows.Scan(&r.kind, &r.rows, &r.bytes, &r.blocks, &r.inherited, &r.key, &r.truncates, &r.secured)
 	})
 	if err == nil && n == 0 {
 		err = noTable(name.Schema, name.Table)

@@ -17,10 +17,10 @@ import (
 // targetFacts is what else decides whether a table can be written to.
 type targetFacts struct {
 	owned, inserts, selects, updates, deletes bool
-	secured                                   bool     // row security holds for us
-	uniques                                   []string // column lists of unique indexes, each as JSON text would sort: name, name
+	uniques                                   []string // columns of each unique index, sorted: a, b
 	referencedBy                              []string // constraints of other tables
 	deferred                                  []string // constraints that are checked at commit
+	references                                []string // foreign keys of the table itself
 	triggers                                  []string
 	schemaThere, creates                      bool // the target's schema; we may create in it
 	ownThere, ownUsable, ownCreatable         bool // our schema
@@ -31,7 +31,6 @@ const targetFactsQuery = `
 SELECT coalesce(pg_catalog.pg_has_role(c.relowner, 'USAGE'), false),
        coalesce(has_table_privilege(c.oid, 'INSERT'), false), coalesce(has_table_privilege(c.oid, 'SELECT'), false),
        coalesce(has_table_privilege(c.oid, 'UPDATE'), false), coalesce(has_table_privilege(c.oid, 'DELETE'), false),
-       coalesce(row_security_active(c.oid), false),
        ARRAY(SELECT (SELECT string_agg(quote_ident(a.attname), ', ' ORDER BY a.attname COLLATE "C") FROM unnest(i.indkey[0:i.indnkeyatts - 1]) AS k (num)
                      JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.num)
              FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisunique AND i.indisvalid AND i.indimmediate
@@ -39,6 +38,7 @@ SELECT coalesce(pg_catalog.pg_has_role(c.relowner, 'USAGE'), false),
        ARRAY(SELECT format('%s of %s', quote_ident(k.conname), k.conrelid::regclass) FROM pg_catalog.pg_constraint k
              WHERE k.confrelid = c.oid AND k.conrelid <> c.oid AND k.contype = 'f' AND k.conparentid = 0 ORDER BY 1),
        ARRAY(SELECT k.conname::text FROM pg_catalog.pg_constraint k WHERE k.conrelid = c.oid AND k.condeferred ORDER BY 1),
+       ARRAY(SELECT k.conname::text FROM pg_catalog.pg_constraint k WHERE k.conrelid = c.oid AND k.contype = 'f' ORDER BY 1),
        ARRAY(SELECT g.tgname::text FROM pg_catalog.pg_trigger g WHERE g.tgrelid = c.oid AND NOT g.tgisinternal AND g.tgenabled IN ('O', 'A') ORDER BY 1),
        n.oid IS NOT NULL, coalesce(has_schema_privilege(n.oid, 'CREATE'), false),
        own.oid IS NOT NULL, coalesce(has_schema_privilege(own.oid, 'USAGE, CREATE'), false), has_database_privilege(current_database(), 'CREATE'),
@@ -52,7 +52,7 @@ LEFT JOIN pg_catalog.pg_class p ON p.relnamespace = own.oid AND p.relname = 'che
 
 func factsOf(ctx context.Context, conn *pgx.Conn, t driver.TableName) (f targetFacts, err error) {
 	_, err = on(conn)(ctx, targetFactsQuery, []any{t.Schema, t.Table}, func(rows pgx.Rows) error {
-		return rows.Scan(&f.owned, &f.inserts, &f.selects, &f.updates, &f.deletes, &f.secured, &f.uniques, &f.referencedBy, &f.deferred, &f.triggers,
+		return rows.Scan(&f.owned, &f.inserts, &f.selects, &f.updates, &f.deletes, &f.uniques, &f.referencedBy, &f.deferred, &f.references, &f.triggers,
 			&f.schemaThere, &f.creates, &f.ownThere, &f.ownUsable, &f.ownCreatable, &f.checkpointsThere, &f.checkpointsUsable)
 	})
 	return f, err
@@ -285,7 +285,7 @@ func (p *planner) privileges() {
 	if len(p.Alters) > 0 && !f.owned {
 		p.problem("privilege", "", "%s has to be altered, which only its owner may do", p.t.Table)
 	}
-	if f.secured && p.t.Mode.Staged() {
+	if p.table.secured && p.t.Mode.Staged() {
 		p.problem("privilege", "", "row security hides rows of %s from the role, so that mode %s cannot replace them; ALTER ROLE … BYPASSRLS, or use mode upsert", p.t.Table, p.t.Mode)
 	}
 }
@@ -297,6 +297,9 @@ func (p *planner) behaviour() {
 	}
 	if len(p.facts.deferred) > 0 {
 		p.note("constraints are checked at commit only, where a row that breaks one fails all rows of its transaction: %s", strings.Join(p.facts.deferred, ", "))
+	}
+	if len(p.facts.references) > 0 && p.t.Mode.Staged() {
+		p.note("foreign keys are checked when the run finishes, where a row that breaks one fails it: %s", strings.Join(p.facts.references, ", "))
 	}
 	switch p.t.Mode {
 	case driver.Overwrite:

@@ -138,10 +138,9 @@ func (b *Backend) SplitTable(ctx context.Context, r driver.TableRead, size int64
 // keyBounds finds at most n-1 keys that divide the table into alike parts. They
 // differ, and are in the order of the key.
 func keyBounds(ctx context.Context, conn *pgx.Conn, rel *shape, key []string, n int64) (bounds [][]string, err error) {
-	const blockBytes = 8192
 	percent := 100.0
-	if blocks := rel.bytes / blockBytes; blocks > wholeBlocks {
-		percent = min(100, 100*float64(max(wholeBlocks, sampledBlocks*n))/float64(blocks))
+	if rel.blocks > wholeBlocks {
+		percent = min(100, 100*float64(max(wholeBlocks, sampledBlocks*n))/float64(rel.blocks))
 	}
 	names, texts := quoteAll(key), make([]string, len(key))
 	for i, name := range names {

@@ -160,7 +160,7 @@ type rowWriter struct {
 	columns []*columnWriter
 	keys    []int  // places of the key among columns
 	vague   bool   // keys may be equal without having the same bytes
-	native  bool   // all values are sent in their columns' own types
+	native  bool   // COPY takes the rows: all values are sent in their columns' own types
 	system  bool   // an identity is given its values
 	list    string // names of the columns
 
@@ -176,7 +176,7 @@ type rowWriter struct {
 
 // newRowWriter fits a schema to a table.
 func newRowWriter(table *shape, t driver.TableTarget, s *record.Schema, changes bool) (*rowWriter, error) {
-	w := &rowWriter{table: table, target: t, schema: s, changes: changes, native: true}
+	w := &rowWriter{table: table, target: t, schema: s, changes: changes, native: !table.secured} // COPY does not go with row security
 	columns := s.Columns
 	if w.logs() {
 		columns = slices.Concat(driver.ChangeColumns, columns)
@@ -196,7 +196,7 @@ func newRowWriter(table *shape, t driver.TableTarget, s *record.Schema, changes 
 		w.columns, names = append(w.columns, cw), append(names, quoteName(c.Name))
 	}
 	w.list = strings.Join(names, ", ")
-	if t.Mode == driver.Upsert {
+	if t.Mode == driver.Upsert || t.Mode == driver.Merge {
 		for _, k := range t.Key {
 			i := slices.IndexFunc(w.columns, func(c *columnWriter) bool { return c.name == k })
 			if i < 0 {
