@@ -31,10 +31,11 @@ func rowProblem(err error) *pgconn.PgError {
 	}
 	switch {
 	case strings.HasPrefix(e.Code, "22"), // data exceptions
-		strings.HasPrefix(e.Code, "23"), // integrity
-		e.Code == "44000",               // a view's check option
-		e.Code == "P0001",               // a trigger that raised
-		e.Code == "21000":               // two rows for one, in an upsert
+		strings.HasPrefix(e.Code, "23"),                          // integrity
+		e.Code == "44000",                                        // a view's check option
+		e.Code == "42501" && e.Routine == "ExecWithCheckOptions", // row security
+		e.Code == "P0001",                                        // a trigger that raised
+		e.Code == "21000":                                        // two rows for one, in an upsert
 		return e
 	}
 	return nil
