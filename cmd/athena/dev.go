@@ -31,16 +31,18 @@ func (p *program) devCommand() *cobra.Command {
 	var dir, listen, level string
 	cmd := &cobra.Command{
 		Use:   "dev",
-		Short: "Run everything on this machine: server, PostgreSQL, a sample shop",
-		Long: `Runs a server with broker and worker inside, a private PostgreSQL, a sample shop
-database and a client "shop" on it, until it is interrupted; then stops all of it.
+		Short: "Run everything on this machine: server, PostgreSQL, S3, a sample shop",
+		Long: `Runs a server with broker and worker inside, a private PostgreSQL with a sample shop
+and a client "shop" on it, and a private S3-compatible server with a client "lake",
+until it is interrupted; then stops all of it.
 
 PostgreSQL is looked for in ATHENA_PG_BIN, in PATH and in the usual places, and
 downloaded if there is none. All data is kept in one directory: a second start finds
 what the first one left, and the same admin key.
 
 With --json exactly one line is written when all is ready:
-  {"url":…,"admin_key":…,"nats_url":…,"postgres_dsn":…,"clients":[…]}`,
+  {"url":…,"admin_key":…,"nats_url":…,"postgres_dsn":…,"s3":{"endpoint":…,
+   "region":…,"access_key_id":…,"secret_access_key":…,"bucket":…},"clients":[…]}`,
 		Example: `  athena dev
   athena dev --data ./athena-dev --listen 127.0.0.1:4052
   athena dev --json | jq -r .url`,
@@ -71,6 +73,7 @@ type devReport struct {
 	AdminKey    string   `json:"admin_key"`
 	NATSURL     string   `json:"nats_url"`
 	PostgresDSN string   `json:"postgres_dsn"`
+	S3          devStore `json:"s3"`
 	Clients     []string `json:"clients"`
 }
 
@@ -112,6 +115,12 @@ func (p *program) dev(ctx context.Context, dir, listen, level string) error {
 		return err
 	}
 	defer stopPostgres(ctx, pg)
+	store, err := startLake(ctx, dir, access)
+	if err != nil {
+		s.close()
+		return err
+	}
+	defer store.stop(ctx)
 	// The private PostgreSQL has a new port at each start, so the definition
 	// refers to a file that says where it is.
 	dsn := filepath.Join(dir, "shop.dsn")
@@ -121,14 +130,14 @@ func (p *program) dev(ctx context.Context, dir, listen, level string) error {
 		return err
 	}
 	s.parts = append(s.parts, func(ctx context.Context) error {
-		if err := errors.Join(s.keys.Ready(ctx), ensureClient(ctx, s.catalog, dsn)); err != nil {
+		if err := errors.Join(s.keys.Ready(ctx), ensureClient(ctx, s.catalog, dsn), store.ensureClient(ctx, s.catalog)); err != nil {
 			return err
 		}
 		clients, err := s.catalog.List(ctx)
 		if err != nil {
 			return err
 		}
-		report := devReport{URL: s.url, AdminKey: access.AdminKey, NATSURL: withUser(s.natsURL, "dev", access.NATS), PostgresDSN: pg.DSN(sampleDatabase)}
+		report := devReport{URL: s.url, AdminKey: access.AdminKey, NATSURL: withUser(s.natsURL, "dev", access.NATS), PostgresDSN: pg.DSN(sampleDatabase), S3: store.store}
 		for _, c := range clients {
 			report.Clients = append(report.Clients, c.Name)
 		}
@@ -189,6 +198,7 @@ func (p *program) devReady(r devReport, dir string) error {
   admin key   %s
   NATS        %s
   PostgreSQL  %s
+  S3          %s   (bucket %s, access key %s, secret %s)
   data        %s
 
 Try, in another terminal:
@@ -199,9 +209,13 @@ Try, in another terminal:
   %s query --client shop --defer --wait 10s 'select * from order_totals order by total desc limit 5'
   %s cdc enable --client shop --tables public.orders,public.order_items
   %s cdc tail --client shop
+  %s object put --client lake hello.txt ./README.md
+  %s object ls --client lake
 
 Ctrl-C stops everything.
-`, b("Athena is ready."), r.URL, r.AdminKey, r.NATSURL, r.PostgresDSN, dir, r.URL, r.AdminKey, invocation(), invocation(), invocation(), invocation())
+`, b("Athena is ready."), r.URL, r.AdminKey, r.NATSURL, r.PostgresDSN,
+		r.S3.Endpoint, r.S3.Bucket, r.S3.AccessKeyID, r.S3.SecretAccessKey, dir, r.URL, r.AdminKey,
+		invocation(), invocation(), invocation(), invocation(), invocation(), invocation())
 	return err
 }
 
@@ -243,9 +257,10 @@ func ensureClient(ctx context.Context, clients *catalog.Catalog, dsnFile string)
 func shopClient(dsnFile string) *athena.Client {
 	return &athena.Client{
 		Name: "shop", Lifecycle: athena.Active,
-		Capabilities: athena.Allow(athena.GatewayQuery, athena.RawSQL, athena.SchemaRead, athena.MigrationsRead, athena.DeferredQuery, athena.CDC),
-		Connection:   athena.PostgresConn{DSN: athena.NewSecret("file:" + dsnFile)},
-		Metadata:     map[string]any{"about": "the sample shop of athena dev"},
+		Capabilities: athena.Allow(athena.GatewayQuery, athena.RawSQL, athena.SchemaRead, athena.MigrationsRead, athena.DeferredQuery, athena.CDC,
+			athena.PipelineSource, athena.PipelineSink),
+		Connection: athena.PostgresConn{DSN: athena.NewSecret("file:" + dsnFile)},
+		Metadata:   map[string]any{"about": "the sample shop of athena dev"},
 	}
 }
 
@@ -264,26 +279,37 @@ func makeDevDir(dir string) error {
 
 // devAccess is what lets people and workers in; it outlives a restart.
 type devAccess struct {
-	AdminKey string `json:"admin_key"`
-	NATS     string `json:"nats_password"`
+	AdminKey          string `json:"admin_key"`
+	NATS              string `json:"nats_password"`
+	S3AccessKeyID     string `json:"s3_access_key_id"`
+	S3SecretAccessKey string `json:"s3_secret_access_key"`
 }
 
+// loadDevAccess reads what an earlier dev left, and makes what is missing: all of
+// it the first time, and what dev did not have then.
 func loadDevAccess(path string) (a devAccess, err error) {
 	text, err := readPrivate(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		a = devAccess{AdminKey: auth.NewKey().Reveal(), NATS: rand.Text()}
-		if text, err = json.Marshal(a); err != nil {
-			return a, err
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return a, err
+	default:
+		if err := json.Unmarshal(text, &a); err != nil {
+			return a, fmt.Errorf("%s: %w", path, err)
 		}
-		return a, os.WriteFile(path, text, 0o600)
 	}
-	if err != nil {
+	had := a
+	a.AdminKey = cmp.Or(a.AdminKey, auth.NewKey().Reveal())
+	a.NATS = cmp.Or(a.NATS, rand.Text())
+	a.S3AccessKeyID = cmp.Or(a.S3AccessKeyID, "dev"+rand.Text()[:17])
+	a.S3SecretAccessKey = cmp.Or(a.S3SecretAccessKey, rand.Text()+rand.Text()[:14])
+	if a == had {
+		return a, nil
+	}
+	if text, err = json.Marshal(a); err != nil {
 		return a, err
 	}
-	if err := json.Unmarshal(text, &a); err != nil {
-		return a, fmt.Errorf("%s: %w", path, err)
-	}
-	return a, nil
+	return a, os.WriteFile(path, text, 0o600)
 }
 
 // withUser puts credentials into a URL.

@@ -359,15 +359,18 @@ func TestDevKeepsItsDataAndStopsWhole(t *testing.T) {
 	if err := p.line(&first); err != nil {
 		t.Fatal(err)
 	}
-	if first.AdminKey == "" || first.NATSURL == "" || fmt.Sprint(first.Clients) != "[shop]" {
+	if first.AdminKey == "" || first.NATSURL == "" || fmt.Sprint(first.Clients) != "[lake shop]" || first.S3.Endpoint == "" {
 		t.Errorf("report = %+v", first)
+	}
+	if got := call(t, at(first), "kept", "object", "put", "--client", "lake", "kept/a b.txt", "-"); got.exit != 0 {
+		t.Errorf("object put: exit %d, %s", got.exit, got.stderr)
 	}
 	ok(t, at(first), "query", "update products set stock = 4711 where id = 1")
 	ok(t, at(first), "client", "freeze", "shop")
 	if err := p.stop(); err != nil {
 		t.Fatal(err)
 	}
-	for _, text := range []string{first.URL, first.NATSURL, first.PostgresDSN} {
+	for _, text := range []string{first.URL, first.NATSURL, first.PostgresDSN, first.S3.Endpoint} {
 		u, err := url.Parse(text)
 		if err != nil {
 			t.Fatal(err)
@@ -391,6 +394,9 @@ func TestDevKeepsItsDataAndStopsWhole(t *testing.T) {
 	ok(t, at(second), "client", "thaw", "shop") // it was still frozen
 	if got := ok(t, at(second), "query", "--format", "ndjson", "select stock from products where id = 1"); got != `{"stock":4711}`+"\n" {
 		t.Errorf("stock = %s", got)
+	}
+	if got := ok(t, at(second), "object", "get", "--client", "lake", "kept/a b.txt"); got != "kept" {
+		t.Errorf("the object holds %q", got)
 	}
 	if err := p.cmd.Process.Signal(os.Interrupt); err != nil {
 		t.Fatal(err)

@@ -83,7 +83,7 @@ Start with "athena demo" to see it work, or with "athena dev" to have it here.`,
 	must(root.RegisterFlagCompletionFunc("profile", p.completeProfiles))
 
 	root.AddCommand(
-		p.queryCommand(), p.deferredCommand(), p.cdcCommand(), p.pipelineCommand(), p.schemaCommand(),
+		p.queryCommand(), p.deferredCommand(), p.cdcCommand(), p.pipelineCommand(), p.objectCommand(), p.schemaCommand(),
 		p.clientCommand(), p.keyCommand(), p.auditCommand(), p.deadCommand(),
 		p.serveCommand(), p.workerCommand(), p.devCommand(), p.demoCommand(), p.doctorCommand(), p.versionCommand(),
 		&cobra.Command{Use: "exit-codes", Short: "What the exit codes mean", Long: exitHelp()},

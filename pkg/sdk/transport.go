@@ -32,6 +32,10 @@ type request struct {
 	header http.Header
 	body   any  // sent as JSON; none if nil
 	safe   bool // may be repeated
+	// stream is sent as it is, once, in the place of body; size is its length, and
+	// -1 where that is not known.
+	stream io.Reader
+	size   int64
 }
 
 func get(path string, query url.Values) request {
@@ -73,6 +77,12 @@ func (a *API) once(ctx context.Context, r request, body []byte) (*http.Response,
 	req, err := http.NewRequestWithContext(ctx, r.method, target, reader)
 	if err != nil {
 		return nil, athena.Wrap(athena.CodeInvalidRequest, err, "no request can be made of it: %s", err)
+	}
+	if r.stream != nil {
+		req.Body, req.ContentLength = io.NopCloser(r.stream), r.size
+		if r.size == 0 {
+			req.Body = http.NoBody
+		}
 	}
 	req.Header.Set("Accept", "application/json")
 	for name, values := range r.header {
