@@ -30,6 +30,7 @@ import (
 	"github.com/athena-pipelines/athena/api/schema"
 	"github.com/athena-pipelines/athena/api/storage"
 	"github.com/athena-pipelines/athena/api/system"
+	"github.com/athena-pipelines/athena/pipelines/plan"
 	"github.com/athena-pipelines/athena/pipelines/runs"
 	"github.com/athena-pipelines/athena/pkg/athena"
 	"github.com/athena-pipelines/athena/pkg/auth"
@@ -64,7 +65,7 @@ type World struct {
 	Feeds      *changefeed.Feeds
 	Source     *Source
 	Runs       *runs.Store
-	Plans      *Plans
+	Plans      *plan.Planner
 	Engine     *gin.Engine
 	// Opens counts how often a backend was asked for, reached or not.
 	Opens atomic.Int64
@@ -77,7 +78,7 @@ func Start(t testing.TB, change func(*World, *api.Config)) *World {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
-	w := &World{DB: memory.New(), Bus: bustest.Start(t), Source: &Source{}, Plans: &Plans{}, Log: &Buffer{}}
+	w := &World{DB: memory.New(), Bus: bustest.Start(t), Source: &Source{}, Log: &Buffer{}}
 	t.Cleanup(func() { cancel(); running.Wait() })
 	run := func(f func(context.Context) error) {
 		running.Go(func() {
@@ -122,6 +123,10 @@ func Start(t testing.TB, change func(*World, *api.Config)) *World {
 	w.Runs, err = runs.NewStore(ctx, w.Bus, log)
 	check(t, err)
 	run(w.Runs.Run)
+	w.Plans = &plan.Planner{
+		Dispatcher: w.Dispatcher, Drivers: drivers, Captures: w.Changes, Feeds: w.Feeds, Jobs: jobs,
+		Others: pipelines.Stored(w.Runs),
+	}
 	about, err := system.New(system.Config{
 		Version: system.Version{Version: "test"}, Bus: system.Bus{Mode: "embedded", Sync: "always", Replicas: 1},
 		Prober: system.ProberFunc(func(ctx context.Context) []system.Check {

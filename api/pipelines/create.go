@@ -15,6 +15,7 @@ import (
 	"github.com/athena-pipelines/athena/api"
 	"github.com/athena-pipelines/athena/api/envelope"
 	"github.com/athena-pipelines/athena/api/params"
+	"github.com/athena-pipelines/athena/pipelines/plan"
 	"github.com/athena-pipelines/athena/pipelines/runs"
 	"github.com/athena-pipelines/athena/pipelines/spec"
 	"github.com/athena-pipelines/athena/pkg/athena"
@@ -68,7 +69,7 @@ func (f *Family) runInline(c *gin.Context) {
 		p, wait, err = decodeInline(c, wait)
 	}
 	if err == nil && p.DryRun {
-		f.show(c, p, levelSample)
+		f.show(c, p, plan.Sample)
 		return
 	}
 	if err == nil && p.Streams() {

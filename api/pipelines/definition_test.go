@@ -7,6 +7,7 @@ import (
 
 	"github.com/athena-pipelines/athena/pipelines/runs"
 	"github.com/athena-pipelines/athena/pkg/athena"
+	"github.com/athena-pipelines/athena/pkg/sdk"
 )
 
 func TestADefinitionIsMadeChangedReadAndDeleted(t *testing.T) {
@@ -114,18 +115,18 @@ func TestWhatThePlanRefusesIsNotStored(t *testing.T) {
 	w.put("copy", batch)
 	w.put("changes", follower)
 	w.put("of-table", template)
-	w.Plans.Answer(map[string]any{"stages": []string{"sink"}}, athena.Errorf(athena.CodeCapabilityUnsupported, "the sink cannot do this").At("sink"))
-	for path, body := range map[string]string{
+	w.Client(t, "mart", func(c *athena.Client) { c.Capabilities = athena.Allow(athena.GatewayQuery) })
+	for route, body := range map[string]string{
 		"PUT /pipelines/other":                    batch,
 		"POST /pipelines":                         batch,
 		"POST /pipelines/copy/runs":               "",
 		"POST /pipelines/changes/start":           "",
 		"POST /pipelines/templates/of-table/runs": `{"params":{"table":"orders"}}`,
 	} {
-		method, path, _ := strings.Cut(path, " ")
-		a := w.do(method, path, body).Want(t, 422, athena.CodeCapabilityUnsupported)
-		if a.Details["field"] != "sink" || a.Details["plan"] == nil {
-			t.Errorf("%s: %s", path, a.Raw)
+		method, path, _ := strings.Cut(route, " ")
+		a := w.do(method, path, body).Want(t, 403, athena.CodeCapabilityDenied)
+		if a.Details["field"] != "sink.client" || a.Details["stage"] != "sink" || a.Details["plan"] == nil {
+			t.Errorf("%s: %s", route, a.Raw)
 		}
 	}
 	w.do("GET", "/pipelines/other", "").Want(t, 404, athena.CodeNotFound)
@@ -134,10 +135,79 @@ func TestWhatThePlanRefusesIsNotStored(t *testing.T) {
 	}
 	// A plan that is asked for says so, and is no error.
 	a := w.do("POST", "/pipelines/plan", batch).Want(t, 200, "")
-	if !strings.Contains(a.Message, "the sink cannot do this") || !strings.Contains(string(a.Data), "stages") {
+	found := decode[sdk.PipelinePlan](t, a)
+	if found.Verdict != sdk.PlanRefused || found.Level != sdk.PlanStatic || len(found.Stages) != 2 || found.Stages[1].Code != athena.CodeCapabilityDenied || !strings.Contains(a.Message, "pipeline_sink") {
 		t.Errorf("got %s", a.Raw)
 	}
-	w.Plans.Answer(nil, athena.Errorf(athena.CodeBusUnavailable, "not now"))
-	w.do("POST", "/pipelines/plan", batch).Want(t, 503, athena.CodeBusUnavailable)
-	w.do("POST", "/pipelines/copy/runs", "").Want(t, 503, athena.CodeBusUnavailable)
+	// A template may be stored whatever its runs will be, and a definition whose
+	// client is frozen; but the latter is not run.
+	w.Client(t, "mart", func(c *athena.Client) { c.Lifecycle = athena.Frozen })
+	w.put("cold", strings.Replace(batch, "copy", "cold", 1))
+	w.do("POST", "/pipelines/cold/runs", "").Want(t, 423, athena.CodeClientFrozen)
+	if n := w.Opens.Load(); n != 0 {
+		t.Errorf("%d connections were opened", n)
+	}
+}
+
+func TestPlansAreMadeOfDefinitionsAndOfWhatIsStored(t *testing.T) {
+	t.Parallel()
+	w := start(t)
+	w.put("copy", batch)
+	w.put("copy", strings.Replace(batch, "public.orders", "public.items", 1))
+	w.put("of-table", template)
+	for body, level := range map[string]string{
+		batch:                          sdk.PlanStatic,
+		`{"definition":` + batch + `}`: sdk.PlanStatic,
+		`{"definition":` + template + `,"params":{"table":"a"}}`: sdk.PlanStatic,
+		`{"name":"copy"}`: sdk.PlanStatic,
+		`{"name":"copy","generation":1,"level":"static"}`: sdk.PlanStatic,
+		`{"name":"of-table","params":{"table":"orders"}}`: sdk.PlanStatic,
+		// The older form.
+		`{"source":{"client":"shop","table_name":"public.orders","conditions":[{"eq_column":"a","eq_value":1}]},"transform":{"group_by":["a"],"aggregation_strategy":"count"},"sink":{"client":"mart","table_name":"public.t"}}`: sdk.PlanStatic,
+	} {
+		if p := decode[sdk.PipelinePlan](t, w.do("POST", "/pipelines/plan", body).Want(t, 200, "")); p.Level != level || p.Verdict == sdk.PlanRefused {
+			t.Errorf("%s: %+v", body, p)
+		}
+	}
+	for body, field := range map[string]string{
+		`{}`:                                                      "source",
+		`{"name":"copy","x":1}`:                                   "x",
+		`{"name":"nope"}`:                                         "name",
+		`{"name":"copy","generation":9}`:                          "name",
+		`{"name":"copy","generation":-1}`:                         "generation",
+		`{"name":"copy","level":"deep"}`:                          "level",
+		`{"name":"of-table"}`:                                     "params.table",
+		`{"name":"copy","params":{"a":"b"}}`:                      "params.a",
+		`{"name":"copy","definition":` + batch + `}`:              "name",
+		`{"definition":{"source":{"client":"shop","table":"a"}}}`: "sink",
+	} {
+		if a := w.do("POST", "/pipelines/plan", body); a.Code != 400 && a.Code != 404 || a.Details["field"] != field {
+			t.Errorf("%s: %d %s", body, a.Code, a.Raw)
+		}
+	}
+	w.do("POST", "/pipelines/plan?level=connect", `{"name":"copy","level":"static"}`).Want(t, 400, athena.CodeInvalidRequest)
+	w.do("POST", "/pipelines/plan?level=deep", batch).Want(t, 400, athena.CodeInvalidRequest)
+	w.do("POST", "/pipelines/simulate?level=static", batch).Want(t, 400, athena.CodeInvalidRequest)
+	if w.Opens.Load() != 0 {
+		t.Error("a static plan has opened a connection")
+	}
+	// The engine in memory has no tables that pipelines read: beyond static, that shows.
+	for path, level := range map[string]string{"/pipelines/plan?level=connect": sdk.PlanConnect, "/pipelines/simulate": sdk.PlanSample} {
+		p := decode[sdk.PipelinePlan](t, w.do("POST", path, batch).Want(t, 200, ""))
+		if p.Level != level || p.Verdict != sdk.PlanRefused || p.Stages[0].Code != athena.CodeCapabilityUnsupported {
+			t.Errorf("%s: %+v", path, p)
+		}
+	}
+	p := decode[sdk.PipelinePlan](t, w.do("POST", "/pipelines", `{"dry_run":true,`+batch[1:]).Want(t, 200, ""))
+	if p.Level != sdk.PlanSample {
+		t.Errorf("got %+v", p)
+	}
+	if all := w.Runs.Runs(""); len(all) != 0 {
+		t.Errorf("stored were %+v", all)
+	}
+	// Two that write to one place are told of in time.
+	merge := strings.Replace(batch, `"public.copy"`, `"public.copy","mode":"merge"`, 1)
+	if a := w.do("PUT", "/pipelines/other", merge).Want(t, 409, athena.CodeConflict); !strings.Contains(a.Message, "copy") {
+		t.Errorf("got %s", a.Raw)
+	}
 }

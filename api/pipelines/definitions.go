@@ -65,6 +65,17 @@ func stored(raw json.RawMessage) *spec.Pipeline {
 	return p
 }
 
+// Stored lists the definitions that are stored, for a plan to see what they do to
+// each other.
+func Stored(s *runs.Store) func(context.Context) []*spec.Pipeline {
+	return func(context.Context) (all []*spec.Pipeline) {
+		for _, d := range s.Definitions() {
+			all = append(all, stored(d.Spec))
+		}
+		return all
+	}
+}
+
 // view shows a definition. Last is the newest of its runs, if there is one.
 func (f *Family) view(d runs.Definition, p *spec.Pipeline, last *runs.Run) pipeline {
 	standing := f.cfg.Store.Standing(d.ID)

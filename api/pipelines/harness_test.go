@@ -14,9 +14,12 @@ import (
 	"github.com/athena-pipelines/athena/api/apitest"
 	"github.com/athena-pipelines/athena/api/pipelines"
 	"github.com/athena-pipelines/athena/pipelines/runs"
+	"github.com/athena-pipelines/athena/pkg/changefeed"
+	"github.com/athena-pipelines/athena/pkg/driver"
 )
 
-// world is a served API with the clients shop and mart, and a key that may do
+// world is a served API with the clients shop, whose changes are captured,
+// and mart, and a key that may do
 // everything with pipelines.
 type world struct {
 	*apitest.World
@@ -37,6 +40,10 @@ func start(t testing.TB) *world {
 	})
 	for _, name := range []string{"shop", "mart"} {
 		w.Client(t, name, nil)
+	}
+	orders := changefeed.Capture{ID: "c", Client: "shop", Tables: []driver.TableName{{Schema: "public", Table: "orders"}}}.WithDefaults()
+	if _, err := w.Changes.PutCapture(t.Context(), orders); err != nil {
+		t.Fatal(err)
 	}
 	return &world{w, t, w.Key(t, []string{"pipelines"})}
 }

@@ -1,35 +1,27 @@
 package pipelines
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
-	"slices"
 
 	"github.com/gin-gonic/gin"
 
 	"github.com/athena-pipelines/athena/api/envelope"
 	"github.com/athena-pipelines/athena/api/params"
+	"github.com/athena-pipelines/athena/pipelines/plan"
 	"github.com/athena-pipelines/athena/pipelines/runs"
 	"github.com/athena-pipelines/athena/pipelines/spec"
 	"github.com/athena-pipelines/athena/pkg/athena"
 	"github.com/athena-pipelines/athena/pkg/auth"
 )
 
-// Levels of a plan.
-const (
-	levelStatic  = "static"  // dials nobody
-	levelConnect = "connect" // asks the backends
-	levelSample  = "sample"  // takes some rows through the transforms, and writes nothing
-)
-
-var levels = []string{levelStatic, levelConnect, levelSample}
-
-// A Planner judges definitions in the name of the principal in ctx.
+// A Planner judges definitions in the name of the principal in ctx; *plan.Planner
+// is one.
 type Planner interface {
-	// Plan returns the plan, as it is shown, also with refused, which says why the
-	// definition cannot be run, with the code of the stage that is to blame. Another
-	// error comes without a plan.
-	Plan(ctx context.Context, p *spec.Pipeline, level string) (plan any, refused error)
+	// Plan returns the plan also with the error that says why the definition cannot
+	// be run. Another error comes without a plan.
+	Plan(ctx context.Context, p *spec.Pipeline, level plan.Level) (*plan.Plan, error)
 }
 
 // A question is what a plan is asked of: a definition, or the name of one that is
@@ -39,14 +31,14 @@ type question struct {
 	Name       string            `json:"name"`
 	Generation int               `json:"generation"`
 	Params     map[string]string `json:"params"`
-	Level      string            `json:"level"`
+	Level      plan.Level        `json:"level"`
 }
 
 // plan answers with the verdict of every stage. A definition that could not be run
 // is no error of the request: the plan says so.
 func (f *Family) plan(c *gin.Context) {
 	q := params.Of(c)
-	level := q.OneOf("level", levels...)
+	level := plan.Level(q.OneOf("level", string(plan.Static), string(plan.Connect), string(plan.Sample)))
 	if allowed(c, auth.Read, q.Err()) {
 		f.answerPlan(c, level)
 	}
@@ -55,18 +47,14 @@ func (f *Family) plan(c *gin.Context) {
 // simulate is plan at the level sample.
 func (f *Family) simulate(c *gin.Context) {
 	if allowed(c, auth.Read, params.None(c)) {
-		f.answerPlan(c, levelSample)
+		f.answerPlan(c, plan.Sample)
 	}
 }
 
-func (f *Family) answerPlan(c *gin.Context, level string) {
+func (f *Family) answerPlan(c *gin.Context, level plan.Level) {
 	ask, p, err := decodeQuestion(c)
-	if err == nil && ask.Level != "" {
-		if level != "" && level != ask.Level {
-			err = athena.Errorf(athena.CodeInvalidRequest, "level is %.40q, and the request asks for %s; give it once", ask.Level, level).At("level")
-		} else if level = ask.Level; !slices.Contains(levels, level) {
-			err = athena.Errorf(athena.CodeInvalidRequest, "level is %.40q; it must be static, connect or sample", level).At("level")
-		}
+	if err == nil && level != "" && ask.Level != "" && ask.Level != level {
+		err = athena.Errorf(athena.CodeInvalidRequest, "level is %.40q, and the request asks for %s; give it once", string(ask.Level), level).At("level")
 	}
 	if err == nil && p == nil {
 		p, err = f.asked(c.Request.Context(), ask)
@@ -78,22 +66,19 @@ func (f *Family) answerPlan(c *gin.Context, level string) {
 		envelope.Fail(c, err)
 		return
 	}
-	if level == "" {
-		level = levelStatic
-	}
-	f.show(c, p, level)
+	f.show(c, p, cmp.Or(level, ask.Level, plan.Static))
 }
 
 // show answers with a plan. What the key may not have looked at, the plan refuses.
-func (f *Family) show(c *gin.Context, p *spec.Pipeline, level string) {
-	plan, err := f.cfg.Plans.Plan(c.Request.Context(), p, level)
+func (f *Family) show(c *gin.Context, p *spec.Pipeline, level plan.Level) {
+	found, err := f.cfg.Plans.Plan(c.Request.Context(), p, level)
 	switch {
-	case plan == nil:
+	case found == nil:
 		envelope.Fail(c, err)
 	case err != nil:
-		envelope.OK(c, "it cannot be run: "+athena.AsError(err).Message, plan, envelope.Meta{})
+		envelope.OK(c, "it cannot be run: "+athena.AsError(err).Message, found, envelope.Meta{})
 	default:
-		envelope.OK(c, "nothing that was looked at stands in the way", plan, envelope.Meta{})
+		envelope.OK(c, "nothing that was looked at stands in the way", found, envelope.Meta{})
 	}
 }
 
@@ -150,9 +135,9 @@ func (f *Family) permit(ctx context.Context, p *spec.Pipeline) error {
 	if err := authorize(ctx, p); err != nil {
 		return err
 	}
-	plan, refused := f.cfg.Plans.Plan(ctx, p, levelStatic)
-	if refused != nil && plan != nil {
-		return athena.AsError(refused).With("plan", plan)
+	found, refused := f.cfg.Plans.Plan(ctx, p, plan.Static)
+	if refused != nil && found != nil {
+		return athena.AsError(refused).With("plan", found)
 	}
 	return refused
 }

@@ -307,6 +307,7 @@ func (a *app) handler() (http.Handler, error) {
 				Dispatcher: road, Store: a.changes, Feeds: a.feeds, Verify: verify, Clients: a.catalog, Keys: a.keys,
 				Audit: ops.NewAudit(a.broker.bus, a.log), Webhooks: a.guard(),
 			}),
+			a.pipelineRoutes(a.runs, road, verify),
 			admin.New(admin.Config{
 				Dispatcher: road, Clients: a.catalog, Keys: a.keys, Audit: ops.NewAudit(a.broker.bus, a.log),
 				Dead: admin.NewDeadLetters(a.broker.bus), Cursors: a.keyring,

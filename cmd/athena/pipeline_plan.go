@@ -201,11 +201,25 @@ func taskLine(t sdk.PlanTasks) string {
 }
 
 // writeSample writes what came of some rows.
-func (p *program) writeSample(w io.Writer, raw json.RawMessage) {
-	if len(raw) == 0 {
+func (p *program) writeSample(w io.Writer, found *sdk.PlanSampled) {
+	if found == nil {
 		return
 	}
-	fmt.Fprintf(w, "\n%s\n%s\n", p.paint(w, bold, "SAMPLE"), printable(string(raw)))
+	fmt.Fprintf(w, "\n%s %s read, %d would be written, %d could not go on\n", p.paint(w, bold, "sample:"), counted(int64(found.Read), "row"), len(found.Out), len(found.Dead))
+	for _, row := range found.Out {
+		where := strings.TrimSpace(row.Op + " " + printable(row.Route))
+		fmt.Fprintf(w, "  %s\n", clip(strings.TrimSpace(where+" "+printable(string(row.Row))), 200))
+	}
+	for _, row := range found.Dead {
+		var text string
+		if json.Unmarshal(row.Row, &text) != nil {
+			text = string(row.Row)
+		}
+		fmt.Fprintf(w, "  %s %s: %s\n    %s\n", p.paint(w, red, "dead"), strings.TrimSpace(row.Stage+" "+printable(row.Column)), printable(row.Reason), clip(printable(text), 200))
+	}
+	if found.Note != "" {
+		fmt.Fprintln(w, "  "+found.Note)
+	}
 }
 
 func orElse(s, other string) string {

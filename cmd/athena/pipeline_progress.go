@@ -225,9 +225,9 @@ func progressLine(p *sdk.RunProgress, now time.Time) string {
 	return strings.Join(parts, "  ")
 }
 
-// stagesLine is what each stage was busy with: source, transforms and sink first.
+// stagesLine is what each stage was busy with: source, transform and sink first.
 func stagesLine(stages map[string]float64) string {
-	order := []string{"source", "transforms", "sink"}
+	order := []string{"source", "transform", "sink"}
 	names := slices.SortedFunc(maps.Keys(stages), func(a, b string) int {
 		i, j := slices.Index(order, a), slices.Index(order, b)
 		if i >= 0 && j >= 0 {

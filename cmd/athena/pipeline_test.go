@@ -312,7 +312,7 @@ func TestTheBarFitsItsTerminalAndIsDrawnInPlace(t *testing.T) {
 	info := &sdk.RunInfo{ID: runID, Pipeline: "paid-orders-to-lake", Kind: sdk.RunBatch, State: sdk.RunRunning, StartedAt: now.Add(-65 * time.Second)}
 	progress := &sdk.RunProgress{
 		Counts: sdk.RunCounts{Read: 580000, Bytes: 142 << 20, Rejected: 12}, Rows: 1000000, RowsPerSecond: 48000.4, BytesPerSecond: 12 << 20,
-		ETA: now.Add(9 * time.Second), TasksDone: 5, Tasks: 8, Stages: map[string]float64{"sink": 0.876, "source": 0.41, "transforms": 0.1},
+		ETA: now.Add(9 * time.Second), TasksDone: 5, Tasks: 8, Stages: map[string]float64{"sink": 0.876, "source": 0.41, "transform": 0.1},
 	}
 	var out strings.Builder
 	width := 120
@@ -325,7 +325,7 @@ func TestTheBarFitsItsTerminalAndIsDrawnInPlace(t *testing.T) {
 	want := []string{
 		"paid-orders-to-lake  running  ##################################..........................  58%  01:05",
 		"580,000 of about 1,000,000 rows  142 MiB  48,000 rows/s  12.0 MiB/s  00:09 left  5 of 8 tasks  12 dead",
-		"source 41%  transforms 10%  sink 88%",
+		"source 41%  transform 10%  sink 88%",
 		"8 tasks were made·[2J",
 	}
 	if got := b.lines(); strings.Join(got, "\n") != strings.Join(want, "\n") {

@@ -41,14 +41,33 @@ type PipelinePlan struct {
 	Verdict  string      `json:"verdict"` // refused if one stage is, else unknown if one is
 	Stages   []PlanStage `json:"stages"`
 	// Source has the columns that are read, and Result those that are written.
-	Source     *record.Schema  `json:"source,omitempty"`
-	Result     *record.Schema  `json:"result,omitempty"`
-	Write      PlanWrite       `json:"write"`
-	Checkpoint string          `json:"checkpoint,omitempty"` // where it is kept how far it is
-	Delivery   PlanDelivery    `json:"delivery"`
-	Tasks      PlanTasks       `json:"tasks"`
-	Sample     json.RawMessage `json:"sample,omitempty"`
-	ElapsedMS  float64         `json:"elapsed_ms"`
+	Source     *record.Schema `json:"source,omitempty"`
+	Result     *record.Schema `json:"result,omitempty"`
+	Write      PlanWrite      `json:"write"`
+	Checkpoint string         `json:"checkpoint,omitempty"` // where it is kept how far it is
+	Delivery   PlanDelivery   `json:"delivery"`
+	Tasks      PlanTasks      `json:"tasks"`
+	Sample     *PlanSampled   `json:"sample,omitempty"`
+	ElapsedMS  float64        `json:"elapsed_ms"`
+}
+
+// PlanSampled is what a sample showed. Nothing of it was written.
+type PlanSampled struct {
+	Read int          `json:"read"`
+	Out  []SampledRow `json:"out"`
+	Dead []SampledRow `json:"dead,omitempty"`
+	Note string       `json:"note,omitempty"`
+}
+
+// A SampledRow is one that would be written, or, with a stage and a reason, one
+// that could not go on.
+type SampledRow struct {
+	Route  string          `json:"route,omitempty"`
+	Op     string          `json:"op,omitempty"` // behind cdc
+	Row    json.RawMessage `json:"row"`          // of one that could not go on, a text
+	Stage  string          `json:"stage,omitempty"`
+	Column string          `json:"column,omitempty"`
+	Reason string          `json:"reason,omitempty"`
 }
 
 // PlanStage is the verdict of one stage.
@@ -122,6 +141,9 @@ func (p *Pipelines) Plan(ctx context.Context, q PlanQuestion) (*PipelinePlan, er
 // PlanOf returns the plan that an error has which says that a definition cannot be
 // run; nil if it has none.
 func PlanOf(err error) *PipelinePlan {
+	if err == nil {
+		return nil
+	}
 	raw, bad := json.Marshal(athena.AsError(err).Details["plan"])
 	var plan *PipelinePlan
 	if bad != nil || json.Unmarshal(raw, &plan) != nil {

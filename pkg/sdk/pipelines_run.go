@@ -111,6 +111,8 @@ type RunCause struct {
 	Message string         `json:"message"`
 	Details map[string]any `json:"details,omitempty"`
 	Since   time.Time      `json:"since"`
+	// Final says that trying again is of no use before somebody has mended it.
+	Final bool `json:"final,omitempty"`
 }
 
 // RunCounts are sums over rows.
