@@ -35,6 +35,9 @@ type manifest struct {
 	Complete     bool            `json:"complete"`
 	ExpiresAt    time.Time       `json:"expires_at,omitzero"`
 	Segments     []segment       `json:"segments"`
+	// To and Objects say where the rows are, if they went to objects.
+	To      *deferred.Destination   `json:"to,omitempty"`
+	Objects []deferred.ResultObject `json:"objects,omitempty"`
 }
 
 type segment struct {
@@ -49,6 +52,7 @@ func newManifest(j *deferred.Job, r *deferred.Result) manifest {
 	m := manifest{
 		Columns: columns(r), Rows: r.Rows, Bytes: r.Bytes, RowsAffected: r.RowsAffected, Truncated: r.Truncated,
 		Complete: r.Complete, ExpiresAt: r.ExpiresAt, Segments: make([]segment, 0, len(r.Segments)),
+		To: r.To, Objects: r.Objects,
 	}
 	for _, s := range r.Segments {
 		m.Segments = append(m.Segments, segment{s.N, s.Rows, s.Bytes, s.SHA256, location(j) + "/result/" + strconv.Itoa(s.N)})
@@ -94,6 +98,10 @@ func (f *Family) sendResult(c *gin.Context, j *deferred.Job, st deferred.Status,
 	}
 	m := meta(j)
 	switch {
+	case r.To != nil:
+		c.Header(HeaderResult, "manifest")
+		envelope.OK(c, "the rows are in objects of client "+r.To.Client, newManifest(j, r), m)
+		return
 	case *asManifest:
 		c.Header(HeaderResult, "manifest")
 		envelope.OK(c, "the result stands in segments", newManifest(j, r), m)

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/gin-gonic/gin"
@@ -86,6 +87,9 @@ func (f *Family) plan(c *gin.Context, q *query) (*deferred.Job, *athena.Client, 
 	if err := f.checkWebhook(ctx, j); err != nil {
 		return nil, client, text, err
 	}
+	if err := f.checkDestination(ctx, j, text); err != nil {
+		return nil, client, text, err
+	}
 	j.Raw, j.ReadOnly = q.raw, readsOnly(p)
 	if j.Digest != "" { // by another route, or with other rights, it is another request
 		if j.Raw {
@@ -97,6 +101,24 @@ func (f *Family) plan(c *gin.Context, q *query) (*deferred.Job, *athena.Client, 
 	}
 	j.RequestID, j.Traceparent = telemetry.RequestID(ctx), c.Writer.Header().Get(telemetry.HeaderTraceparent)
 	return j, client, text, nil
+}
+
+// checkDestination takes the road to the objects that the rows go to.
+func (f *Family) checkDestination(ctx context.Context, j *deferred.Job, text driver.Analysis) error {
+	if j.To == nil {
+		return nil
+	}
+	if text.Effect != driver.Read {
+		return athena.Errorf(athena.CodeInvalidRequest, "result.to is for statements that only read, and this one may write").At("result.to")
+	}
+	op := deferred.ToOp
+	op.Holds = true
+	_, err := f.cfg.Dispatcher.Check(ctx, op, j.To.Client)
+	var e *athena.Error
+	if errors.As(err, &e) {
+		return e.At("result.to.client")
+	}
+	return err
 }
 
 func (f *Family) checkWebhook(ctx context.Context, j *deferred.Job) error {

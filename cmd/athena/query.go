@@ -30,6 +30,7 @@ type query struct {
 	timeout, ttl               time.Duration
 	notBefore, deadline        string
 	webhook, resultFormat, key string
+	to                         string
 }
 
 func (p *program) queryCommand() *cobra.Command {
@@ -51,6 +52,7 @@ A parameter is JSON where it reads as JSON, and text otherwise: 42 is a number,
   athena query --client shop --defer --wait 10s 'select pg_sleep(3)'
   athena query --client shop --defer --idempotency-key nightly-2026-01-31 - < report.sql
   athena query --client shop --format csv 'select * from customers' > customers.csv
+  athena query --client shop --defer --wait 60s --to lake:reports/ 'select * from orders'
   athena query --client shop --dry-run 'delete from orders'`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return p.query(cmd, q, args[0]) },
@@ -73,7 +75,8 @@ A parameter is JSON where it reads as JSON, and text otherwise: 42 is a number,
 	f.StringVar(&q.deadline, "deadline", "", "with --defer: give up if not started by then, as 2h or 2026-01-31T15:04:05Z")
 	f.StringVar(&q.webhook, "webhook", "", "with --defer: URL to tell when it has ended")
 	f.StringArrayVar(&q.labels, "label", nil, "with --defer: NAME=VALUE to find it by; may be repeated")
-	f.StringVar(&q.resultFormat, "result-format", "", "with --defer: how the result is kept: json, ndjson or csv")
+	f.StringVar(&q.resultFormat, "result-format", "", "with --defer: how the result is kept: json, ndjson or csv; parquet with --to")
+	f.StringVar(&q.to, "to", "", "with --defer: CLIENT:PREFIX, objects that the rows go to, as parquet unless --result-format says otherwise")
 	f.DurationVar(&q.ttl, "result-ttl", 0, "with --defer: how long the result is kept")
 	must(cmd.RegisterFlagCompletionFunc("format", cobra.FixedCompletions(formats(), cobra.ShellCompDirectiveNoFileComp)))
 	must(cmd.RegisterFlagCompletionFunc("priority", cobra.FixedCompletions([]string{"interactive", "normal", "batch"}, cobra.ShellCompDirectiveNoFileComp)))
@@ -176,8 +179,15 @@ func (q *query) fill(p *program, cmd *cobra.Command, statement string) error {
 	if q.webhook != "" {
 		r.Webhook = &sdk.Webhook{URL: q.webhook}
 	}
-	if q.resultFormat != "" || q.ttl > 0 {
+	if q.resultFormat != "" || q.ttl > 0 || q.to != "" {
 		r.Result = &sdk.ResultSpec{Format: q.resultFormat, TTL: athena.Duration(q.ttl)}
+		if q.to != "" {
+			client, prefix, ok := strings.Cut(q.to, ":")
+			if !ok {
+				return usagef("--to is %q; write it as CLIENT:PREFIX, such as lake:reports/", q.to)
+			}
+			r.Result.To = &sdk.Destination{Client: client, Prefix: prefix}
+		}
 	}
 	r.Labels, err = labels(q.labels)
 	return err

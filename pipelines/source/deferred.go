@@ -32,6 +32,9 @@ func (d *Deferred) result(ctx context.Context) (*deferred.Job, *deferred.Result,
 	if st.Result == nil || !st.Result.Complete {
 		return nil, nil, athena.Errorf(athena.CodeConflict, "job %s has no result that is complete: its state is %q", d.Job, st.State).At("source.deferred")
 	}
+	if to := st.Result.To; to != nil {
+		return nil, nil, athena.Errorf(athena.CodeConflict, "the rows of job %s went to objects of client %q below %q; read them as source.objects", d.Job, to.Client, to.Prefix).At("source.deferred")
+	}
 	return j, st.Result, nil
 }
 

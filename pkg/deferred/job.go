@@ -48,6 +48,8 @@ const (
 	JSON   Format = "json"
 	NDJSON Format = "ndjson"
 	CSV    Format = "csv"
+	// Parquet is for results that go to objects.
+	Parquet Format = "parquet"
 )
 
 // A Job is what was accepted. It never changes.
@@ -67,14 +69,16 @@ type Job struct {
 	// Timeout bounds one attempt at the server.
 	Timeout athena.Duration `json:"timeout"`
 	// RowLimit bounds the rows that are kept; 0 means no bound.
-	RowLimit   int64             `json:"row_limit,omitempty"`
-	Idempotent bool              `json:"idempotent,omitempty"`
-	NotBefore  time.Time         `json:"not_before,omitzero"`
-	Deadline   time.Time         `json:"deadline"`
-	Format     Format            `json:"format"`
-	ResultTTL  athena.Duration   `json:"result_ttl"`
-	Webhook    *Webhook          `json:"webhook,omitempty"`
-	Labels     map[string]string `json:"labels,omitempty"`
+	RowLimit   int64           `json:"row_limit,omitempty"`
+	Idempotent bool            `json:"idempotent,omitempty"`
+	NotBefore  time.Time       `json:"not_before,omitzero"`
+	Deadline   time.Time       `json:"deadline"`
+	Format     Format          `json:"format"`
+	ResultTTL  athena.Duration `json:"result_ttl"`
+	// To, if set, is where the rows go instead of being kept.
+	To      *Destination      `json:"to,omitempty"`
+	Webhook *Webhook          `json:"webhook,omitempty"`
+	Labels  map[string]string `json:"labels,omitempty"`
 	// Principal is who asked; the road is taken in its name.
 	Principal   *auth.Principal `json:"principal"`
 	SubmittedAt time.Time       `json:"submitted_at"`
@@ -83,6 +87,12 @@ type Job struct {
 	// Digest is the hash of the request, by which a second request with the
 	// same idempotency key is told from another one.
 	Digest string `json:"digest,omitempty"`
+}
+
+// A Destination is a prefix of a client's objects.
+type Destination struct {
+	Client string `json:"client"`
+	Prefix string `json:"prefix"`
 }
 
 // Webhook is where the end of a job is announced.
@@ -163,6 +173,16 @@ type Result struct {
 	Run       int       `json:"run,omitempty"`
 	Complete  bool      `json:"complete"`
 	ExpiresAt time.Time `json:"expires_at,omitzero"`
+	// To and Objects say where the rows are that were not kept here.
+	To      *Destination   `json:"to,omitempty"`
+	Objects []ResultObject `json:"objects,omitempty"`
+}
+
+// A ResultObject is an object that holds some of the rows.
+type ResultObject struct {
+	Key   string `json:"key"`
+	Rows  int64  `json:"rows"`
+	Bytes int64  `json:"bytes"`
 }
 
 // A Segment is a piece of a large result: NDJSON of at most the configured
@@ -221,6 +241,9 @@ func Op(raw bool, lang driver.Language) dispatch.Op {
 	}
 	return op
 }
+
+// ToOp is what a job needs of the client to whose objects its rows go.
+var ToOp = dispatch.Op{Family: "deferred", Right: auth.Objects, Needs: []athena.Capability{athena.ObjectWrite}}
 
 // KeptUntil is when the job itself is forgotten.
 func (j *Job) KeptUntil() time.Time { return j.Deadline.Add(max(j.ResultTTL.Std(), 24*time.Hour)) }

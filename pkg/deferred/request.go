@@ -39,6 +39,9 @@ type Request struct {
 type ResultSpec struct {
 	Format Format          `json:"format,omitempty"`
 	TTL    athena.Duration `json:"ttl,omitempty"`
+	// To has the rows go to objects of a client, as parquet unless Format says
+	// otherwise.
+	To *Destination `json:"to,omitempty"`
 }
 
 // Bounds are the deployment's limits for jobs. A zero field stands for its
@@ -178,14 +181,37 @@ func (s *ResultSpec) apply(j *Job, b Bounds) error {
 	if s.Format != "" {
 		j.Format = s.Format
 	}
-	if !slices.Contains([]Format{JSON, NDJSON, CSV}, j.Format) {
-		return athena.Errorf(athena.CodeInvalidRequest, "result.format is %q; it must be json, ndjson or csv", s.Format).At("result.format")
+	allowed := []Format{JSON, NDJSON, CSV}
+	if s.To != nil {
+		if j.To = s.To; s.Format == "" {
+			j.Format = Parquet
+		}
+		allowed = []Format{Parquet, NDJSON, CSV}
+		if err := s.To.check(); err != nil {
+			return err
+		}
+	}
+	switch {
+	case j.Format == Parquet && s.To == nil:
+		return athena.Errorf(athena.CodeInvalidRequest, "result.format is parquet, which is for results that go to objects; name a client and a prefix in result.to").At("result.format")
+	case !slices.Contains(allowed, j.Format):
+		return athena.Errorf(athena.CodeInvalidRequest, "result.format is %q; it must be one of %q", s.Format, allowed).At("result.format")
 	}
 	if s.TTL != 0 {
 		j.ResultTTL = s.TTL
 	}
 	if ttl := j.ResultTTL.Std(); ttl < time.Minute || ttl > b.MaxDeadline {
 		return athena.Errorf(athena.CodeInvalidRequest, "result.ttl is %s; it must be between 1m and %s", j.ResultTTL, b.MaxDeadline).At("result.ttl")
+	}
+	return nil
+}
+
+func (d *Destination) check() error {
+	if d.Client == "" {
+		return athena.Errorf(athena.CodeInvalidRequest, "result.to.client is missing; name the client whose objects the rows go to").At("result.to.client")
+	}
+	if _, err := driver.CleanKey("", d.Prefix+"rows"); err != nil {
+		return athena.Wrap(athena.CodeInvalidRequest, err, "result.to.prefix is %.80q, which no key can begin with: %s", d.Prefix, athena.AsError(err).Message).At("result.to.prefix")
 	}
 	return nil
 }

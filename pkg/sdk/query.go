@@ -50,8 +50,17 @@ type Request struct {
 
 // ResultSpec says how a deferred result is kept.
 type ResultSpec struct {
-	Format string          `json:"format,omitempty"` // json, ndjson or csv
+	Format string          `json:"format,omitempty"` // json, ndjson or csv; parquet with To
 	TTL    athena.Duration `json:"ttl,omitempty"`
+	// To has the rows go to objects of a client, as parquet unless Format says
+	// otherwise. The job's Result then lists the objects.
+	To *Destination `json:"to,omitempty"`
+}
+
+// A Destination is a prefix of a client's objects.
+type Destination struct {
+	Client string `json:"client"`
+	Prefix string `json:"prefix"`
 }
 
 // Webhook is where the end of a job is announced.

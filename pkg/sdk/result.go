@@ -22,6 +22,16 @@ type Manifest struct {
 	Truncated    bool      `json:"truncated"`
 	Complete     bool      `json:"complete"`
 	Segments     []Segment `json:"segments"`
+	// To and Objects say where the rows are, if they went to objects.
+	To      *Destination   `json:"to,omitempty"`
+	Objects []ResultObject `json:"objects,omitempty"`
+}
+
+// A ResultObject is an object that holds some of the rows.
+type ResultObject struct {
+	Key   string `json:"key"`
+	Rows  int64  `json:"rows"`
+	Bytes int64  `json:"bytes"`
 }
 
 // Segment is a piece of a large result: NDJSON of some megabytes.
@@ -35,13 +45,36 @@ type Segment struct {
 // Result returns the rows of a job that has succeeded; the job's own error if
 // it ended otherwise. Those of a large result are fetched segment by segment,
 // each checked against its hash before a row of it is given out, so that one
-// segment at most is held.
+// segment at most is held. Of a result that went to objects the rows are the
+// objects: client, key, rows, bytes.
 func (j *Job) Result(ctx context.Context) (*Rows, error) {
 	resp, err := j.api.send(ctx, get(j.path()+"/result", nil))
 	if err != nil {
 		return nil, err
 	}
 	return j.api.rows(ctx, resp, j.ID)
+}
+
+// objects lists the objects of a result as rows.
+func (m Manifest) objects(meta Meta) *Rows {
+	meta.Columns = []Column{{Name: "client", Type: "text"}, {Name: "key", Type: "text"}, {Name: "rows", Type: "bigint"}, {Name: "bytes", Type: "bigint"}}
+	meta.RowsAffected, meta.Truncated = &m.RowsAffected, m.Truncated
+	rest := m.Objects
+	return &Rows{
+		meta:  &meta,
+		close: func() error { return nil },
+		next: func() (json.RawMessage, error) {
+			if len(rest) == 0 {
+				return nil, io.EOF
+			}
+			o := rest[0]
+			rest = rest[1:]
+			return json.Marshal(struct {
+				Client string `json:"client"`
+				ResultObject
+			}{m.To.Client, o})
+		},
+	}
 }
 
 func (j *Job) segments(ctx context.Context, m Manifest, meta Meta) *Rows {

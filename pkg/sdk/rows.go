@@ -105,6 +105,9 @@ func (a *API) rows(ctx context.Context, resp *http.Response, job string) (*Rows,
 	if err != nil {
 		return nil, err
 	}
+	if m.To != nil {
+		return m.objects(*d.meta), nil
+	}
 	return a.Job(job).segments(ctx, m, *d.meta), nil
 }
 

@@ -38,6 +38,8 @@ func (r *run) attempt(ctx context.Context, call dispatch.Call, b backend, ask bo
 		// A READ ONLY transaction does not hold everything: a function may
 		// reach out of it.
 		return e.refuseWrite()
+	case r.job.To != nil: // it was a read when it was accepted
+		return e.toObjects(ctx)
 	case text.Effect == driver.Read:
 		fate, err = e.read(ctx)
 		if err == nil && errors.Is(fate, driver.ErrWrites) && !r.job.ReadOnly && tracks {

@@ -26,7 +26,9 @@ import (
 	"github.com/athena-pipelines/athena/pkg/dispatch"
 	"github.com/athena-pipelines/athena/pkg/driver"
 	"github.com/athena-pipelines/athena/pkg/driver/postgres"
+	"github.com/athena-pipelines/athena/pkg/driver/s3"
 	"github.com/athena-pipelines/athena/pkg/localpg/pgtest"
+	"github.com/athena-pipelines/athena/pkg/locals3/s3test"
 	"github.com/athena-pipelines/athena/pkg/resolver"
 	"github.com/athena-pipelines/athena/pkg/secret"
 	worker "github.com/athena-pipelines/athena/workers/deferred"
@@ -37,8 +39,13 @@ func TestMain(m *testing.M) {
 		os.Exit(beChild(text))
 	}
 	flag.Set("test.parallel", "5") // they wait more than they work; -parallel wins
-	pgtest.Main(m)
+	os.Exit(s3test.Run(postgreses{m}))
 }
+
+// postgreses runs the tests with PostgreSQL.
+type postgreses struct{ m *testing.M }
+
+func (p postgreses) Run() int { return pgtest.Run(p.m) }
 
 // parts is what a process holds to run workers: all but the test itself.
 type parts struct {
@@ -65,7 +72,7 @@ func wire(ctx context.Context, b *bus.Bus, key string) (*parts, error) {
 	return p, err
 }
 
-// engines has PostgreSQL, seen through wrap if that is set.
+// engines has PostgreSQL, seen through wrap if that is set, and S3.
 func engines(wrap func(driver.Backend) driver.Backend) map[athena.Engine]driver.Driver {
 	pg := driver.New(postgres.Open)
 	if open := pg.Open; wrap != nil {
@@ -77,7 +84,7 @@ func engines(wrap func(driver.Backend) driver.Backend) map[athena.Engine]driver.
 			return wrap(b), nil
 		}
 	}
-	return map[athena.Engine]driver.Driver{athena.EnginePostgres: pg}
+	return map[athena.Engine]driver.Driver{athena.EnginePostgres: pg, athena.EngineS3: driver.New(s3.Open)}
 }
 
 type ignored struct{}
