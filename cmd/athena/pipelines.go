@@ -15,7 +15,7 @@ func (a *app) pipelines(id string) *runner.Worker {
 		ID: id, Store: a.runs, Dispatcher: a.dispatcher, Catalog: a.catalog, Keys: owners{a.keys, a.cfg.Auth == "off"},
 		Leases: bus.NewLeases(a.broker.bus, bus.BucketLeases), Changes: a.changes, Feeds: a.feeds, Jobs: a.store,
 		Drivers: a.drivers, Log: a.log, Serves: a.serves(),
-		Tasks: a.cfg.Worker.Tasks, PartBytes: int64(a.cfg.Worker.TaskBytes),
+		Tasks: a.cfg.Worker.Tasks, PartBytes: int64(a.cfg.Worker.TaskBytes), Lease: a.cfg.Worker.Lease.Std(),
 	})
 }
 

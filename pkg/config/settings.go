@@ -93,13 +93,14 @@ type Cluster struct {
 
 // Worker runs deferred queries.
 type Worker struct {
-	Enabled     bool     `koanf:"enabled" doc:"whether serve runs a worker inside"`
-	Clients     []string `koanf:"clients" doc:"clients that it serves; all if empty"`
-	Engines     []string `koanf:"engines" oneof:"postgres scylla s3" doc:"engines that it serves; all if empty"`
-	Concurrency int      `koanf:"concurrency" min:"1" max:"10000" doc:"jobs that run at once in the process"`
-	Tasks       int      `koanf:"tasks" min:"1" max:"64" doc:"tasks of pipelines that run at once in the process"`
-	TaskBytes   Bytes    `koanf:"task_bytes" min:"16KiB" max:"4GiB" doc:"about how much of a table one task of a pipeline reads: what is read again if a worker is killed"`
-	ID          string   `koanf:"id" doc:"name of the worker in leases and attempts; host and process id if empty"`
+	Enabled     bool            `koanf:"enabled" doc:"whether serve runs a worker inside"`
+	Clients     []string        `koanf:"clients" doc:"clients that it serves; all if empty"`
+	Engines     []string        `koanf:"engines" oneof:"postgres scylla s3" doc:"engines that it serves; all if empty"`
+	Concurrency int             `koanf:"concurrency" min:"1" max:"10000" doc:"jobs that run at once in the process"`
+	Tasks       int             `koanf:"tasks" min:"1" max:"64" doc:"tasks of pipelines that run at once in the process"`
+	TaskBytes   Bytes           `koanf:"task_bytes" min:"16KiB" max:"4GiB" doc:"about how much of a table one task of a pipeline reads: what is read again if a worker is killed"`
+	Lease       athena.Duration `koanf:"lease" min:"2s" max:"5m" doc:"how long a worker that died keeps its runs and tasks of pipelines from others"`
+	ID          string          `koanf:"id" doc:"name of the worker in leases and attempts; host and process id if empty"`
 }
 
 // Limits bound what the API takes.
@@ -145,7 +146,7 @@ func Default(getenv func(string) string) *Settings {
 		Auth:    "on",
 		Log:     Log{Level: "info", Format: "text"},
 		NATS:    NATS{Replicas: 1},
-		Worker:  Worker{Enabled: true, Concurrency: 64, Tasks: 4, TaskBytes: 64 << 20},
+		Worker:  Worker{Enabled: true, Concurrency: 64, Tasks: 4, TaskBytes: 64 << 20, Lease: athena.Duration(10 * time.Second)},
 		Limits: Limits{
 			BodyBytes:       8 << 20,
 			HeaderTimeout:   athena.Duration(10 * time.Second),

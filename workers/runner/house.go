@@ -30,7 +30,7 @@ const (
 // of the deployment does it.
 func (w *Worker) keepHouse(ctx context.Context) {
 	for ctx.Err() == nil {
-		lease, err := w.Leases.Acquire(ctx, "pipelines.house", w.ID, leaseTTL)
+		lease, err := w.Leases.Acquire(ctx, "pipelines.house", w.ID, w.Lease)
 		if err != nil {
 			pause(ctx, look)
 			continue

@@ -27,7 +27,7 @@ func (r *runner) slots(ctx context.Context) {
 				if have || !r.wanted(k) || !r.room.TryAcquire(1) {
 					continue
 				}
-				lease, err := r.Leases.TryAcquire(ctx, slotKey(r.id, k), r.ID, leaseTTL)
+				lease, err := r.Leases.TryAcquire(ctx, slotKey(r.id, k), r.ID, r.Lease)
 				if err != nil {
 					r.room.Release(1)
 					if !errors.Is(err, bus.ErrHeld) && ctx.Err() == nil {

@@ -57,14 +57,14 @@ type Config struct {
 	// PartBytes is about how large a task is that reads a table; that of
 	// pipelines/source unless it is set.
 	PartBytes int64
+	// Lease is how long a worker that died keeps its runs and tasks from others;
+	// 10 seconds unless it is set.
+	Lease time.Duration
 	// Keep is how long runs are kept that are over; 30 days unless it is set.
 	Keep time.Duration
 }
 
 const (
-	// leaseTTL is how long a worker that died keeps its runs and tasks from
-	// others.
-	leaseTTL = 10 * time.Second
 	// look is how often runs are looked through for what no event tells.
 	look = time.Second
 	// grace is how long what was begun may take to end when a worker stops.
@@ -81,6 +81,9 @@ type Worker struct {
 func New(cfg Config) *Worker {
 	if cfg.Tasks <= 0 {
 		cfg.Tasks = 4
+	}
+	if cfg.Lease <= 0 {
+		cfg.Lease = 10 * time.Second
 	}
 	if cfg.Keep <= 0 {
 		cfg.Keep = 30 * 24 * time.Hour
@@ -217,7 +220,7 @@ func (r *runner) run(ctx context.Context) {
 // seek leads whenever it has the lease.
 func (r *runner) seek(ctx context.Context) {
 	for ctx.Err() == nil {
-		lease, err := r.Leases.Acquire(ctx, "run."+r.id, r.ID, leaseTTL)
+		lease, err := r.Leases.Acquire(ctx, "run."+r.id, r.ID, r.Lease)
 		if err != nil {
 			if ctx.Err() == nil {
 				r.Log.Warn("the lease of a run cannot be had; trying again", "run", r.id, "error", err)
