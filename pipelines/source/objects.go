@@ -1,6 +1,7 @@
 package source
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -17,11 +18,8 @@ import (
 	"github.com/athena-pipelines/athena/pkg/record"
 )
 
-// A part of objects is ended once it has objectBytes; an object is never divided.
-const (
-	objectBytes = 64 << 20
-	partObjects = 1000
-)
+// partObjects is how many objects a part has at most.
+const partObjects = 1000
 
 // Objects is a stage.Source over the objects below a prefix. Those in a folder
 // whose name begins with "_" or ".", and those with such names, are none of it:
@@ -32,6 +30,9 @@ type Objects struct {
 	Reader driver.ObjectReader
 	What   spec.ObjectSource
 	Size   driver.BatchSize
+	// PartBytes is about how large a part is; PartBytes if it is 0. An object is
+	// never divided.
+	PartBytes int64
 }
 
 var _ stage.Source = (*Objects)(nil)
@@ -100,10 +101,11 @@ func (o *Objects) Split(ctx context.Context, whole bool) ([]stage.Part, error) {
 			return nil, err
 		}
 	}
+	most := cmp.Or(o.PartBytes, PartBytes)
 	var parts []stage.Part
 	for len(all) > 0 || parts == nil {
 		n, bytes := 0, int64(0)
-		for n < len(all) && (whole || bytes < objectBytes && n < partObjects) {
+		for n < len(all) && (whole || bytes < most && n < partObjects) {
 			bytes += all[n].Bytes
 			n++
 		}

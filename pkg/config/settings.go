@@ -98,7 +98,7 @@ type Worker struct {
 	Engines     []string        `koanf:"engines" oneof:"postgres scylla s3" doc:"engines that it serves; all if empty"`
 	Concurrency int             `koanf:"concurrency" min:"1" max:"10000" doc:"jobs that run at once in the process"`
 	Tasks       int             `koanf:"tasks" min:"1" max:"64" doc:"tasks of pipelines that run at once in the process"`
-	TaskBytes   Bytes           `koanf:"task_bytes" min:"16KiB" max:"4GiB" doc:"about how much of a table one task of a pipeline reads: what is read again if a worker is killed"`
+	TaskBytes   Bytes           `koanf:"task_bytes" min:"16KiB" max:"4GiB" doc:"about how much of a table, or of objects, one task of a pipeline reads: what is read again if a worker is killed"`
 	Lease       athena.Duration `koanf:"lease" min:"2s" max:"5m" doc:"how long a worker that died keeps its runs and tasks of pipelines from others"`
 	ID          string          `koanf:"id" doc:"name of the worker in leases and attempts; host and process id if empty"`
 }

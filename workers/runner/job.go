@@ -154,7 +154,7 @@ func (j *job) withSource(ctx context.Context, fn func(context.Context, stage.Sou
 		})
 	case stage.KindObjects:
 		_, err = dispatch.Do(ctx, j.Dispatcher, op, s.Client, func(ctx context.Context, _ dispatch.Call, r driver.ObjectReader) (struct{}, error) {
-			return road(ctx, &source.Objects{Reader: r, What: *s.Objects})
+			return road(ctx, &source.Objects{Reader: r, What: *s.Objects, PartBytes: j.PartBytes})
 		})
 	default: // the result is on the bus; its client's database is not asked
 		if _, err = j.Dispatcher.Check(ctx, op, s.Client); err == nil {
