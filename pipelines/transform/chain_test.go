@@ -232,3 +232,22 @@ func BenchmarkFilter(b *testing.B) {
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*len(rows)), "ns/row")
 }
+
+func BenchmarkSet(b *testing.B) {
+	chain, err := transform.Compile(steps(b, `- set: {cents: 'int(double(row.total) * 100.0)', day: 'string(row.created_at).substring(0,10)'}`), orders, transform.Env{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	rows := make([]string, 8192)
+	for i := range rows {
+		rows[i] = fmt.Sprintf(`{"id":%d,"status":"paid","total":"1.00","created_at":"2026-11-22T10:00:00Z"}`, i)
+	}
+	in := batch(b, orders, rows...)
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := chain.Apply(in, nil); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*len(rows)), "ns/row")
+}

@@ -19,9 +19,13 @@ import (
 	"github.com/athena-pipelines/athena/pkg/record"
 )
 
-// mostCost bounds one evaluation of an expression that has a loop, in CEL's
-// units: a comparison is about one. Others are bounded by their length.
+// mostCost bounds one evaluation of an expression that has a loop, or calls what
+// makes texts grow, in CEL's units: a comparison is about one, and so are ten
+// characters. Others are bounded by their length.
 const mostCost = 1_000_000
+
+// growing are the functions whose results can be many times their arguments.
+var growing = []string{"replace", "join", "format"}
 
 // An expr is a compiled expression.
 type expr struct {
@@ -47,12 +51,14 @@ func (c *compiler) compile(text string) (*expr, error) {
 		return nil, c.explain(issues)
 	}
 	e := &expr{out: tree.OutputType(), column: -1}
-	loops := false
+	costly := false
 	root := tree.NativeRep().Expr()
 	ast.PreOrderVisit(root, ast.NewExprVisitor(func(n ast.Expr) {
 		switch n.Kind() {
 		case ast.ComprehensionKind:
-			loops = true
+			costly = true
+		case ast.CallKind:
+			costly = costly || slices.Contains(growing, n.AsCall().FunctionName())
 		case ast.SelectKind:
 			if s := n.AsSelect(); s.Operand().Kind() == ast.IdentKind && s.Operand().AsIdent() == rowName {
 				if i := c.provider.schema.Index(s.FieldName()); i >= 0 && !slices.Contains(e.refs, i) {
@@ -65,7 +71,7 @@ func (c *compiler) compile(text string) (*expr, error) {
 		}
 	}))
 	options := []cel.ProgramOption{cel.EvalOptions(cel.OptOptimize)}
-	if loops {
+	if costly {
 		options = append(options, cel.CostLimit(mostCost))
 	}
 	var err error

@@ -130,21 +130,26 @@ func TestMemoryIsBounded(t *testing.T) {
 	}
 }
 
-func TestAnExpressionWithALoopIsBounded(t *testing.T) {
+// An expression that would take for ever, or all memory, is given up.
+func TestExpressionsAreBounded(t *testing.T) {
 	t.Parallel()
-	loop := "[1,2,3,4,5,6,7,8,9,10]"
-	text := "true"
+	loop, grown := "true", `"a"`
 	for i := range 9 {
-		text = fmt.Sprintf("%s.all(x%d, %s)", loop, i, text)
+		loop = fmt.Sprintf("[1,2,3,4,5,6,7,8,9,10].all(x%d, %s)", i, loop)
 	}
-	b := numbers(1)
-	chain, err := Compile([]spec.Transform{{Filter: text}}, b.Schema, Env{})
-	if err != nil {
-		t.Fatal(err)
+	for range 12 {
+		grown += `.replace("a", "aaaaaaaaaa")`
 	}
-	rejected := 0
-	if _, err := chain.Apply(b, func(int, int, error) { rejected++ }); err != nil || rejected != 1 {
-		t.Errorf("%d rejected, %v", rejected, err)
+	for _, text := range []string{loop, grown + `.size() > 1`} {
+		b := numbers(1)
+		chain, err := Compile([]spec.Transform{{Filter: text}}, b.Schema, Env{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		rejected := 0
+		if _, err := chain.Apply(b, func(int, int, error) { rejected++ }); err != nil || rejected != 1 {
+			t.Errorf("%s: %d rejected, %v", text, rejected, err)
+		}
 	}
 }
 
