@@ -30,8 +30,8 @@ type Writer interface {
 	// them. Rows that the format cannot hold are returned and left out. The batch
 	// has the writer's schema, and may be changed after the call.
 	Write(b *record.Batch, rows []int) ([]record.Rejected, error)
-	// Size is about how many bytes the file has so far, and Buffered how many of
-	// them are held in memory.
+	// Size is about how many bytes the file has so far, and Buffered how many bytes
+	// of memory the writer takes.
 	Size() int64
 	Buffered() int64
 	// Close ends the file. It does not close what it is written to.

@@ -21,6 +21,7 @@ type lines struct {
 	buf    []byte
 	out    *counter
 	pack   io.WriteCloser // nil if nothing is compressed
+	fixed  int64          // bytes of memory that it takes
 }
 
 func newLines(format, compression string, w io.Writer, s *record.Schema) (Writer, error) {
@@ -31,14 +32,14 @@ func newLines(format, compression string, w io.Writer, s *record.Schema) (Writer
 		if err != nil {
 			return nil, err
 		}
-		l.pack = z
+		l.pack, l.fixed = z, 1<<20
 	case Zstd:
 		z, err := zstd.NewWriter(l.out, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1),
 			zstd.WithWindowSize(1<<20), zstd.WithLowerEncoderMem(true), zstd.WithZeroFrames(true))
 		if err != nil {
 			return nil, err
 		}
-		l.pack = z
+		l.pack, l.fixed = z, 3<<20
 	}
 	if format == CSV {
 		l.row = appendCSVLine
@@ -77,7 +78,7 @@ func (l *lines) flush() (err error) {
 }
 
 func (l *lines) Size() int64     { return l.out.n + int64(len(l.buf)) }
-func (l *lines) Buffered() int64 { return int64(len(l.buf)) }
+func (l *lines) Buffered() int64 { return int64(cap(l.buf)) + l.fixed }
 
 func (l *lines) Close() error {
 	if err := l.flush(); err != nil || l.pack == nil {

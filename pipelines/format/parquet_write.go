@@ -1,12 +1,12 @@
 package format
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 
 	"github.com/parquet-go/parquet-go"
 	"github.com/parquet-go/parquet-go/compress"
-	"github.com/parquet-go/parquet-go/compress/zstd"
 
 	"github.com/athena-pipelines/athena/pkg/athena"
 	"github.com/athena-pipelines/athena/pkg/record"
@@ -19,11 +19,8 @@ const (
 	rowGroupBytes = 16 << 20
 )
 
-// zstdFast compresses at a rate that lets a sink keep up with its source.
-var zstdFast = &zstd.Codec{Level: zstd.SpeedFastest}
-
 var parquetCodecs = map[string]compress.Codec{
-	"": zstdFast, Zstd: zstdFast, Gzip: &parquet.Gzip, Snappy: &parquet.Snappy, None: &parquet.Uncompressed,
+	Zstd: &fastZstd{}, Gzip: &parquet.Gzip, Snappy: &parquet.Snappy, None: &parquet.Uncompressed,
 }
 
 type parquetWriter struct {
@@ -32,6 +29,7 @@ type parquetWriter struct {
 	file    *parquet.GenericWriter[any]
 	columns []*parquet.ColumnWriter
 	rows    int64 // in the row group
+	fixed   int64 // bytes of memory that a writer takes before it holds anything
 
 	bad      []bool // rows of the batch
 	keep     []int
@@ -40,6 +38,9 @@ type parquetWriter struct {
 	scratch  []byte
 }
 
+// columnMemory is about what a column takes that has a few rows.
+const columnMemory = 24 << 10
+
 // chunk is how many values go to a column writer at once.
 const chunk = 512
 
@@ -47,9 +48,12 @@ func newParquet(compression string, w io.Writer, s *record.Schema, meta map[stri
 	p := &parquetWriter{schema: s, out: &counter{w: w}, unscaled: make([][]int128, len(s.Columns)), values: make([]parquet.Value, chunk)}
 	options := []parquet.WriterOption{
 		parquetSchema(s),
-		parquet.Compression(parquetCodecs[compression]),
+		parquet.Compression(parquetCodecs[cmp.Or(compression, Zstd)]),
 		parquet.CreatedBy("athena", "", ""),
 		parquet.DataPageStatistics(false), // the page index has them
+		// What every reader takes, however old.
+		parquet.DataPageVersion(1),
+		parquet.DefaultEncodingFor(parquet.ByteArray, &parquet.Plain),
 		parquet.KeyValueMetadata(schemaKey, schemaNote(s)),
 	}
 	for k, v := range meta {
@@ -61,11 +65,21 @@ func newParquet(compression string, w io.Writer, s *record.Schema, meta map[stri
 	}
 	p.file = parquet.NewGenericWriter[any](p.out, config)
 	p.columns = p.file.ColumnWriters()
+	p.fixed = chunk * 24 // its values
+	for _, c := range s.Columns {
+		p.fixed += columnMemory
+		if !c.Nullable { // the library makes room for a page at once
+			p.fixed += parquet.DefaultPageBufferSize
+		}
+	}
 	return p, nil
 }
 
 func (p *parquetWriter) Size() int64     { return p.file.Size() }
-func (p *parquetWriter) Buffered() int64 { return p.file.Size() - p.out.n }
+func (p *parquetWriter) Buffered() int64 { return p.fixed + p.group() }
+
+// group is how many bytes of the row group are held.
+func (p *parquetWriter) group() int64 { return p.file.Size() - p.out.n }
 
 func (p *parquetWriter) Close() error { return p.file.Close() }
 
@@ -95,7 +109,7 @@ func (p *parquetWriter) Write(b *record.Batch, rows []int) ([]record.Rejected, e
 			return rejected, err
 		}
 	}
-	if p.rows += int64(n); p.rows >= rowGroupRows || p.Buffered() >= rowGroupBytes {
+	if p.rows += int64(n); p.rows >= rowGroupRows || p.group() >= rowGroupBytes {
 		p.rows = 0
 		return rejected, p.file.Flush()
 	}

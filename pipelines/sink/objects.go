@@ -21,6 +21,7 @@ import (
 const (
 	mostOpen   = 256
 	mostMemory = 96 << 20
+	mostParts  = 24 << 20 // of an object that is being sent
 )
 
 // An ObjectStore is what an object sink needs of a client.

@@ -51,12 +51,9 @@ type object struct {
 	part        []int // rows of the batch
 }
 
-// memory is about what an object holds: what its file has not given on, and the
-// parts of it that are being sent.
-func (o *object) memory() int64 {
-	held := o.file.Buffered()
-	return held + min(o.file.Size()-held, 24<<20)
-}
+// memory is about what an object holds: its file, and the parts of it that are
+// being sent.
+func (o *object) memory() int64 { return o.file.Buffered() + min(o.file.Size(), mostParts) }
 
 // Write writes rows to the objects that their route and the prefix's columns
 // name.
