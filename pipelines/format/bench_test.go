@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/athena-pipelines/athena/pipelines/format"
+	"github.com/athena-pipelines/athena/pkg/driver"
 	"github.com/athena-pipelines/athena/pkg/record"
 )
 
@@ -76,5 +77,34 @@ func benchmarkWriter(b *testing.B, name, compression string) {
 func BenchmarkWriters(b *testing.B) {
 	for _, f := range [][2]string{{"parquet", "zstd"}, {"parquet", "snappy"}, {"parquet", "none"}, {"ndjson", "none"}, {"ndjson", "zstd"}, {"csv", "none"}, {"csv", "gzip"}} {
 		b.Run(f[0]+"-"+f[1], func(b *testing.B) { benchmarkWriter(b, f[0], f[1]) })
+	}
+}
+
+func BenchmarkReaders(b *testing.B) {
+	for _, f := range [][2]string{{"parquet", "zstd"}, {"ndjson", "none"}, {"csv", "none"}} {
+		b.Run(f[0]+"-"+f[1], func(b *testing.B) {
+			batch := orderRows(8192)
+			data := file(b, f[0], f[1], orders, batch, batch, batch, batch)
+			rows := 0
+			b.ReportAllocs()
+			for b.Loop() {
+				r, err := open(f[0], f[1], data, format.ReadOptions{Schema: orders})
+				if err != nil {
+					b.Fatal(err)
+				}
+				for {
+					batch, err := r.Next(driver.BatchSize{})
+					if err == io.EOF {
+						break
+					}
+					if err != nil {
+						b.Fatal(err)
+					}
+					rows += batch.Rows()
+				}
+				_ = r.Close()
+			}
+			b.ReportMetric(float64(rows)/b.Elapsed().Seconds(), "rows/s")
+		})
 	}
 }
