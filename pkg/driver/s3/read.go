@@ -292,6 +292,9 @@ func (r *body) again(why error) error {
 		read := driver.ObjectRead{From: r.at, To: r.to}
 		out, err := r.b.client.GetObject(r.ctx, &awss3.GetObjectInput{Bucket: &r.b.bucket, Key: &r.key, IfMatch: quoted(r.etag), Range: rangeOf(read)})
 		switch {
+		case err == nil && bare(value(out.ETag)) != r.etag: // a server that does not look at it
+			_ = out.Body.Close()
+			return athena.Errorf(athena.CodeConflict, "the object was replaced while it was read")
 		case err == nil && out.ContentRange != nil:
 			r.open = out.Body
 			return nil
