@@ -21,6 +21,7 @@ import (
 
 	"github.com/athena-pipelines/athena/pkg/athena"
 	"github.com/athena-pipelines/athena/pkg/driver"
+	"github.com/athena-pipelines/athena/pkg/record"
 )
 
 // A Harness is what the suite must know of an engine.
@@ -143,6 +144,9 @@ func Run(t *testing.T, h Harness) {
 	if _, ok := b.(driver.ObjectReader); ok {
 		t.Run("objects", s.objects)
 	}
+	if _, ok := b.(driver.TableWriter); ok {
+		t.Run("tables", s.tables)
+	}
 	if p, ok := b.(driver.Provisioner); ok {
 		t.Run("provision", func(t *testing.T) { s.provision(t, p) })
 	}
@@ -238,6 +242,15 @@ func (s *suite) unreachable(t *testing.T) {
 	if q, ok := b.(driver.TrackedQuerier); ok {
 		_, err := q.QueryTracked(ctx, driver.Statement{Text: s.Statements.Duplicates})
 		check("QueryTracked", err)
+	}
+	if w, ok := b.(driver.TableWriter); ok {
+		_, err := w.DescribeTable(ctx, driver.TableName{Schema: s.Schema, Table: "x"})
+		check("DescribeTable", err)
+		_, err = w.BeginTable(ctx, driver.TableTarget{Table: driver.TableName{Schema: s.Schema, Table: "x"}, Mode: driver.Append, Schema: items})
+		check("BeginTable", err)
+	}
+	if r, ok := b.(driver.TableReader); ok {
+		check("ReadTable", r.ReadTable(ctx, driver.TableRead{Table: driver.TableName{Schema: s.Schema, Table: "x"}}, driver.TablePart{}, driver.BatchSize{}, func(*record.Batch) error { return nil }))
 	}
 	if r, ok := b.(driver.ObjectReader); ok {
 		_, err := r.Objects(ctx, driver.ObjectList{})

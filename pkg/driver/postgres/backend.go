@@ -52,13 +52,15 @@ var (
 	_ driver.TableWriter     = (*Backend)(nil)
 )
 
-// Backend is a pool of connections to one PostgreSQL database, and one
-// connection more while tracked writes run on a server before PostgreSQL 17.
+// Backend is a pool of connections to one PostgreSQL database, one connection
+// more while tracked writes run on a server before PostgreSQL 17, and one for
+// each table or statement that is read for a pipeline.
 type Backend struct {
 	pool    *pgxpool.Pool
 	config  *pgx.ConnConfig
 	types   Types
 	flusher flusher
+	tables  tableConns
 }
 
 // Driver opens PostgreSQL backends.
@@ -178,6 +180,7 @@ func (b *Backend) Close(ctx context.Context) error {
 	go func() {
 		b.pool.Close()
 		b.flusher.close(ctx)
+		b.tables.close()
 		close(done)
 	}()
 	select {

@@ -70,18 +70,18 @@ func (b *Backend) CopyForm(ctx context.Context, r driver.TableRead) (string, err
 
 // CopyTable writes a part in the form of binary COPY.
 func (b *Backend) CopyTable(ctx context.Context, r driver.TableRead, p driver.TablePart, w io.Writer) (int64, error) {
-	c, err := b.dialTable(ctx, beginRead)
+	c, err := b.tableRead(ctx)
 	if err != nil {
 		return 0, err
 	}
 	rel, err := b.shape(ctx, c.Conn, r.Table)
 	if err != nil {
-		c.drop(false)
+		b.endRead(c, false)
 		return 0, err
 	}
 	sql, _, err := selectPart(rel, r, p)
 	if err != nil {
-		c.drop(false)
+		b.endRead(c, false)
 		return 0, err
 	}
 	began := time.Now()
@@ -90,6 +90,6 @@ func (b *Backend) CopyTable(ctx context.Context, r driver.TableRead, p driver.Ta
 	if err == nil {
 		err = out.Flush()
 	}
-	c.drop(err != nil)
+	b.endRead(c, err != nil)
 	return rows, explainRead(ctx, err, driver.Statement{}, began)
 }

@@ -2,11 +2,11 @@ package postgres
 
 import (
 	"context"
-	"fmt"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/athena-pipelines/athena/pkg/athena"
 	"github.com/athena-pipelines/athena/pkg/driver"
 	"github.com/athena-pipelines/athena/pkg/record"
 )
@@ -172,8 +172,9 @@ func (b *Backend) DescribeTable(ctx context.Context, t driver.TableName) (driver
 const namesQuery = `SELECT coalesce(pg_catalog.format_type(t.oid, t.typmod), 'text')
 	FROM unnest($1::oid[], $2::int4[]) WITH ORDINALITY AS t (oid, typmod, n) ORDER BY t.n`
 
-// decoderOf makes the decoder of a prepared statement's rows.
-func (b *Backend) decoderOf(ctx context.Context, conn *pgx.Conn, sd *pgconn.StatementDescription) (*rowDecoder, error) {
+// decoderOf makes the decoder of a prepared statement's rows, whose schema is
+// made unless it is given: then the rows must have it still.
+func (b *Backend) decoderOf(ctx context.Context, conn *pgx.Conn, sd *pgconn.StatementDescription, schema *record.Schema) (*rowDecoder, error) {
 	oids, typmods := make([]uint32, len(sd.Fields)), make([]int32, len(sd.Fields))
 	for i, f := range sd.Fields {
 		oids[i], typmods[i] = f.DataTypeOID, f.TypeModifier
@@ -181,26 +182,29 @@ func (b *Backend) decoderOf(ctx context.Context, conn *pgx.Conn, sd *pgconn.Stat
 	if err := b.types.Load(ctx, conn.PgConn(), oids...); err != nil {
 		return nil, err
 	}
-	var names []string
-	if _, err := on(conn)(ctx, namesQuery, []any{oids, typmods}, func(rows pgx.Rows) error {
-		var name string
-		err := rows.Scan(&name)
-		names = append(names, name)
-		return err
-	}); err != nil {
-		return nil, err
-	}
-	if len(names) != len(oids) {
-		return nil, fmt.Errorf("postgres: %d names of %d types", len(names), len(oids))
-	}
 	dirty := conn.PgConn().ParameterStatus("server_encoding") == "SQL_ASCII"
-	d := &rowDecoder{schema: &record.Schema{}}
+	d := &rowDecoder{schema: schema}
+	types := make([]record.Type, len(oids))
 	for i, c := range newPrepared(sd).columns {
 		t := b.types.lookup(oids[i])
 		d.columns = append(d.columns, decodedColumn{name: c.Name, oid: oids[i], typ: t, dirty: dirty})
-		d.schema.Columns = append(d.schema.Columns, record.Column{
-			Name: c.Name, Type: recordType(t, oids[i], typmods[i]), Native: names[i], Nullable: true,
-		})
+		types[i] = recordType(t, oids[i], typmods[i])
 	}
-	return d, nil
+	if schema != nil {
+		for i, c := range schema.Columns { // the table may have been altered since it was described
+			if types[i] != c.Type {
+				return nil, athena.Errorf(athena.CodeConflict, "column %q was altered while it was read", c.Name)
+			}
+		}
+		return d, nil
+	}
+	d.schema = &record.Schema{}
+	_, err := on(conn)(ctx, namesQuery, []any{oids, typmods}, func(rows pgx.Rows) error {
+		i := len(d.schema.Columns)
+		c := record.Column{Name: d.columns[i].name, Type: types[i], Nullable: true}
+		err := rows.Scan(&c.Native)
+		d.schema.Columns = append(d.schema.Columns, c)
+		return err
+	})
+	return d, err
 }

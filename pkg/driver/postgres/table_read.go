@@ -22,26 +22,24 @@ import (
 // binary form that we know come as the text that docs/types.md goes by, and it
 // takes parameters and any statement that returns rows.
 
-const beginRead = "BEGIN READ ONLY"
-
 // readStatement is the name of the statement that is read.
 const readStatement = "athena_read"
 
 // ReadTable reads one part in a transaction of its own, on a connection beside
 // the pool. No timeout of the role's ends it: fn may take its time.
 func (b *Backend) ReadTable(ctx context.Context, r driver.TableRead, p driver.TablePart, size driver.BatchSize, fn func(*record.Batch) error) error {
-	c, err := b.dialTable(ctx, beginRead)
+	c, err := b.tableRead(ctx)
 	if err != nil {
 		return err
 	}
 	rel, err := b.shape(ctx, c.Conn, r.Table)
 	if err != nil {
-		c.drop(false)
+		b.endRead(c, false)
 		return err
 	}
 	sql, columns, err := selectPart(rel, r, p)
 	if err != nil {
-		c.drop(false)
+		b.endRead(c, false)
 		return err
 	}
 	return b.readRows(ctx, c, driver.Statement{Text: sql}, rel.schema(columns), r.Table.String(), size, fn)
@@ -53,13 +51,13 @@ func (b *Backend) ReadQuery(ctx context.Context, s driver.Statement, size driver
 	if err := onlyReads(s.Text); err != nil {
 		return err
 	}
-	c, err := b.dialTable(ctx, beginRead)
+	c, err := b.tableRead(ctx)
 	if err != nil {
 		return err
 	}
 	if s.Timeout > 0 {
 		if _, err := c.PgConn().Exec(ctx, "SET LOCAL statement_timeout = "+milliseconds(s.Timeout)).ReadAll(); err != nil {
-			c.drop(false)
+			b.endRead(c, false)
 			return err
 		}
 	}
@@ -71,12 +69,12 @@ func (b *Backend) DescribeQuery(ctx context.Context, s driver.Statement) (*recor
 	if err := onlyReads(s.Text); err != nil {
 		return nil, err
 	}
-	c, err := b.dialTable(ctx, beginRead)
+	c, err := b.tableRead(ctx)
 	if err != nil {
 		return nil, err
 	}
-	defer c.drop(false)
-	d, _, err := b.prepareRead(ctx, c, s)
+	defer b.endRead(c, false)
+	d, _, err := b.prepareRead(ctx, c, s, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -98,12 +96,14 @@ func onlyReads(text string) error {
 	return nil
 }
 
-// prepareRead makes the statement known, and encodes its parameters.
-func (b *Backend) prepareRead(ctx context.Context, c *tableConn, s driver.Statement) (*rowDecoder, [][]byte, error) {
+// prepareRead makes the statement known, and encodes its parameters. The schema
+// is that of the rows; if it is nil the statement's own is made.
+func (b *Backend) prepareRead(ctx context.Context, c *tableConn, s driver.Statement, schema *record.Schema) (*rowDecoder, [][]byte, error) {
 	sd, err := c.PgConn().Prepare(ctx, readStatement, s.Text, nil)
 	if err != nil {
 		return nil, nil, explainRead(ctx, err, s, time.Now())
 	}
+	c.prepared = true
 	if len(sd.Fields) == 0 {
 		return nil, nil, athena.Errorf(athena.CodeInvalidRequest, "the statement returns no rows").At("query")
 	}
@@ -114,7 +114,7 @@ func (b *Backend) prepareRead(ctx context.Context, c *tableConn, s driver.Statem
 	if err != nil {
 		return nil, nil, err
 	}
-	d, err := b.decoderOf(ctx, c.Conn, sd)
+	d, err := b.decoderOf(ctx, c.Conn, sd, schema)
 	return d, params, err
 }
 
@@ -122,19 +122,10 @@ func (b *Backend) prepareRead(ctx context.Context, c *tableConn, s driver.Statem
 // nil is that of the statement. It ends the connection.
 func (b *Backend) readRows(ctx context.Context, c *tableConn, s driver.Statement, schema *record.Schema, from string, size driver.BatchSize, fn func(*record.Batch) error) error {
 	began := time.Now()
-	d, params, err := b.prepareRead(ctx, c, s)
+	d, params, err := b.prepareRead(ctx, c, s, schema)
 	if err != nil {
-		c.drop(false)
+		b.endRead(c, false)
 		return err
-	}
-	if schema != nil {
-		for i, col := range schema.Columns { // the table may have been altered since it was described
-			if got := d.schema.Columns[i]; got.Type != col.Type || got.Name != col.Name {
-				c.drop(false)
-				return athena.Errorf(athena.CodeConflict, "%s was altered while it was read", from)
-			}
-		}
-		d.schema = schema
 	}
 	size = size.Or()
 	batch := record.New(d.schema, min(size.Rows, 8192))
@@ -159,7 +150,7 @@ func (b *Backend) readRows(ctx context.Context, c *tableConn, s driver.Statement
 	if err == nil && batch.Rows() > 0 {
 		err = hand()
 	}
-	c.drop(err != nil)
+	b.endRead(c, err != nil)
 	if err != nil && err == handed {
 		return err
 	}

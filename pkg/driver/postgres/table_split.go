@@ -88,11 +88,11 @@ func (b *Backend) SplitTable(ctx context.Context, r driver.TableRead, size int64
 	if size <= 0 {
 		size = 64 << 20
 	}
-	c, err := b.dialTable(ctx, beginRead)
+	c, err := b.tableRead(ctx)
 	if err != nil {
 		return nil, err
 	}
-	defer c.drop(false)
+	defer b.endRead(c, false)
 	rel, err := b.shape(ctx, c.Conn, r.Table)
 	if err != nil {
 		return nil, err

@@ -7,6 +7,9 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"slices"
+	"sync"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -95,12 +98,83 @@ func (w *wire) fill(n int) error {
 // waits for whoever writes, and must not hold what that one waits for.
 type tableConn struct {
 	*pgx.Conn
-	wire *wire
+	wire     *wire
+	prepared bool // readStatement is
 }
 
-// dialTable connects and begins a transaction that cannot write. No timeout of
-// the role's ends it: a read takes as long as its rows need to be taken.
-func (b *Backend) dialTable(ctx context.Context, begin string) (*tableConn, error) {
+// tableConns keeps connections between one part and the next.
+type tableConns struct {
+	mu     sync.Mutex
+	idle   []*tableConn // the last one was used last
+	closed bool
+}
+
+const (
+	maxIdleTables  = 8
+	idleTableAfter = 15 * time.Second
+)
+
+func (l *tableConns) take() *tableConn {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n := len(l.idle)
+	if n == 0 {
+		return nil
+	}
+	c := l.idle[n-1]
+	l.idle = l.idle[:n-1]
+	return c
+}
+
+// give keeps a connection for a while, or hangs up.
+func (l *tableConns) give(c *tableConn) {
+	l.mu.Lock()
+	keep := !l.closed && len(l.idle) < maxIdleTables
+	if keep {
+		l.idle = append(l.idle, c)
+	}
+	l.mu.Unlock()
+	if !keep {
+		hangUp(c.Conn)
+		return
+	}
+	time.AfterFunc(idleTableAfter, func() {
+		l.mu.Lock()
+		i := slices.Index(l.idle, c)
+		if i >= 0 {
+			l.idle = slices.Delete(l.idle, i, i+1)
+		}
+		l.mu.Unlock()
+		if i >= 0 {
+			hangUp(c.Conn)
+		}
+	})
+}
+
+func (l *tableConns) close() {
+	l.mu.Lock()
+	idle := l.idle
+	l.idle, l.closed = nil, true
+	l.mu.Unlock()
+	for _, c := range idle {
+		hangUp(c.Conn)
+	}
+}
+
+// tableRead begins a transaction that cannot write. No timeout of the role's ends
+// it: a read takes as long as its rows need to be taken.
+func (b *Backend) tableRead(ctx context.Context) (*tableConn, error) {
+	const begin = "BEGIN READ ONLY"
+	for {
+		c := b.tables.take()
+		if c == nil {
+			break
+		}
+		if _, err := c.PgConn().Exec(ctx, begin).ReadAll(); err == nil {
+			return c, nil
+		}
+		hangUp(c.Conn) // it was lost while it idled
+	}
 	c := &tableConn{}
 	cfg := b.config.Copy()
 	cfg.RuntimeParams = maps.Clone(cfg.RuntimeParams)
@@ -117,11 +191,38 @@ func (b *Backend) dialTable(ctx context.Context, begin string) (*tableConn, erro
 		return nil, &unreachable{err}
 	}
 	c.Conn = conn
-	if _, err := conn.PgConn().Exec(ctx, begin+"; "+noTimeouts).ReadAll(); err != nil {
+	settings := "SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0; "
+	if serverMajor(conn.PgConn()) >= 17 {
+		settings += "SET transaction_timeout = 0; "
+	}
+	if _, err := conn.PgConn().Exec(ctx, settings+begin).ReadAll(); err != nil {
 		hangUp(conn)
 		return nil, err
 	}
 	return c, nil
+}
+
+// endRead ends what tableRead began. After a failure the connection is cut, in
+// the midst of rows too: the server finds out when it sends the next ones.
+func (b *Backend) endRead(c *tableConn, failed bool) {
+	pc := c.PgConn()
+	if failed || pc.IsClosed() || sessionOf(pc).spent.Load() {
+		pc.Conn().Close()
+		hangUp(c.Conn)
+		return
+	}
+	sql := "ROLLBACK"
+	if c.prepared {
+		sql += "; DEALLOCATE " + readStatement
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), closeGrace)
+	defer cancel()
+	if _, err := pc.Exec(ctx, sql).ReadAll(); err != nil || !sessionOf(pc).intact() {
+		hangUp(c.Conn)
+		return
+	}
+	c.prepared = false
+	b.tables.give(c)
 }
 
 // rows runs a prepared statement and hands over each row as it came: the number
@@ -181,13 +282,4 @@ func (c *tableConn) receive(ctx context.Context, wanted byte, each func(body []b
 			return tag, fmt.Errorf("%w: message %q among rows", errMalformed, kind)
 		}
 	}
-}
-
-// drop ends the connection. In the midst of rows it is cut: the server finds out
-// when it sends the next ones.
-func (c *tableConn) drop(midst bool) {
-	if midst {
-		c.PgConn().Conn().Close()
-	}
-	hangUp(c.Conn)
 }
