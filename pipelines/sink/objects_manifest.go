@@ -39,7 +39,7 @@ type ManifestObject struct {
 
 // ManifestKey is the key of a commit's manifest.
 func (o *Objects) ManifestKey(commit string) string {
-	return ManifestPrefix(o.What.Prefix) + o.Run + "-" + commit + ".json"
+	return ManifestPrefix(o.What.Prefix) + string(appendSegment(nil, []byte(o.Run+"-"+commit))) + ".json"
 }
 
 // ManifestPrefix is what the keys of a sink's manifests begin with: the folders of
