@@ -29,7 +29,7 @@ func TestADefinitionIsMadeChangedReadAndDeleted(t *testing.T) {
 	if other := decode[pipeline](t, w.Do(t, w.Admin, "PUT", "/pipelines/copy", batch).Want(t, 200, "")); other.Generation != 2 || other.Key == made.Key {
 		t.Errorf("got %+v", other)
 	}
-	a = w.do("PUT", "/pipelines/copy", scheduled, "If-Match: "+a.Header.Get("ETag")).Want(t, 409, athena.CodeConflict)
+	w.do("PUT", "/pipelines/copy", scheduled, "If-Match: "+a.Header.Get("ETag")).Want(t, 409, athena.CodeConflict)
 	a = w.do("GET", "/pipelines/copy", "").Want(t, 200, "")
 	a = w.do("PUT", "/pipelines/copy", scheduled, "If-Match: "+a.Header.Get("ETag")).Want(t, 200, "")
 	third := decode[pipeline](t, a)
