@@ -136,7 +136,8 @@ type TableWriter interface {
 	Checkpoint(ctx context.Context, k CheckpointKey) (Checkpoint, bool, error)
 	// FinishTable makes the rows of a staged mode take effect at once, with the
 	// checkpoint in the same transaction, and returns how many rows of the target
-	// were changed. If the checkpoint is there already it does nothing.
+	// were changed. If the checkpoint is there already it does nothing, and returns
+	// what it did then; the checkpoint's note is where that is kept.
 	FinishTable(ctx context.Context, t TableTarget, c Checkpoint) (changed int64, err error)
 	// ForgetTable drops the staging table of a run, if there is one.
 	ForgetTable(ctx context.Context, t TableTarget) error

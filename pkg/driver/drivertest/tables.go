@@ -589,8 +589,8 @@ func (c *tableSuite) staged(t *testing.T) {
 			want[id] = fmt.Sprintf("item %d", id)
 		}
 		c.wantNames(t, target.Table, want)
-		if changed, err := c.w.FinishTable(t.Context(), target, at); err != nil || changed != 0 {
-			t.Errorf("%s, finished again: %d, %v", mode, changed, err)
+		if again, err := c.w.FinishTable(t.Context(), target, at); err != nil || again != changed {
+			t.Errorf("%s, finished again: %d, %v; it was %d", mode, again, err, changed)
 		}
 		other := at
 		other.Before, other.Position = "never", "later"

@@ -47,10 +47,10 @@ func (b *Backend) FinishTable(ctx context.Context, t driver.TableTarget, c drive
 		return 0, err
 	}
 	// Whoever finished before had the lock, or its checkpoint is seen now.
-	var there bool
-	if _, err := on(conn)(ctx, "SELECT true FROM "+checkpoints+" WHERE pipeline = $1 AND run = $2 AND part = $3 AND position = $4",
-		[]any{c.Pipeline, c.Run, c.Part, string(c.Position)}, func(rows pgx.Rows) error { return rows.Scan(&there) }); err != nil || there {
-		return 0, err
+	there, err := on(conn)(ctx, "SELECT coalesce((note->>'changed')::bigint, 0) FROM "+checkpoints+" WHERE pipeline = $1 AND run = $2 AND part = $3 AND position = $4",
+		[]any{c.Pipeline, c.Run, c.Part, string(c.Position)}, func(rows pgx.Rows) error { return rows.Scan(&changed) })
+	if err != nil || there > 0 {
+		return changed, err
 	}
 	f := &finish{t: t, table: target, stage: quoteTable(stageName(t))}
 	statements := f.merge
@@ -64,6 +64,7 @@ func (b *Backend) FinishTable(ctx context.Context, t driver.TableTarget, c drive
 		}
 		return 0, err
 	}
+	c.Note = fmt.Appendf(nil, `{"changed":%d}`, changed)
 	if err := store(ctx, conn, c); err != nil {
 		return 0, err
 	}

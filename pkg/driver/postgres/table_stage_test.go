@@ -87,7 +87,7 @@ func TestAMergedTableIsEqualToItsSource(t *testing.T) {
 		if err := r.b.ForgetTable(t.Context(), target); err != nil {
 			t.Fatal(err)
 		}
-		if changed, err := r.b.FinishTable(t.Context(), target, c); err != nil || changed != 0 {
+		if changed, err := r.b.FinishTable(t.Context(), target, c); err != nil || changed != int64(want) {
 			t.Fatalf("finished again: %d, %v", changed, err)
 		}
 		var got []string
