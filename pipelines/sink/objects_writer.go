@@ -198,18 +198,19 @@ func (w *ObjectsWriter) end(ctx context.Context, o *object) error {
 	if o.file == nil {
 		return nil
 	}
-	file, s := o.file, o.stage
-	if err := file.Close(); err != nil {
+	if err := o.file.Close(); err != nil {
 		return err
+	}
+	if o.rows == 0 {
+		err := o.stage.Discard(ctx)
+		o.file, o.stage = nil, nil
+		return err
+	}
+	staged, err := o.stage.Stage(ctx)
+	if err != nil {
+		return err // Abort lets go of it
 	}
 	o.file, o.stage = nil, nil
-	if o.rows == 0 {
-		return s.Discard(ctx)
-	}
-	staged, err := s.Stage(ctx)
-	if err != nil {
-		return err
-	}
 	w.size.Bytes += staged.Bytes
 	w.ended = append(w.ended, stage.Object{StagedObject: staged, Rows: o.rows, First: o.first, Last: o.last, Schema: o.schema})
 	return nil
