@@ -47,5 +47,6 @@ func FuzzParquet(f *testing.F) {
 	b := orderRows(20)
 	f.Add(file(f, "parquet", "none", orders, b))
 	f.Add(file(f, "parquet", "snappy", orders, b, b))
+	f.Add(nested(f))
 	f.Fuzz(func(t *testing.T, data []byte) { fuzz(t, format.Parquet, data, format.ReadOptions{}) })
 }
