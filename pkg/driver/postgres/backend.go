@@ -54,7 +54,7 @@ var (
 
 // Backend is a pool of connections to one PostgreSQL database, one connection
 // more while tracked writes run on a server before PostgreSQL 17, and one for
-// each table or statement that is read for a pipeline.
+// each part of a table that a pipeline reads or writes.
 type Backend struct {
 	pool    *pgxpool.Pool
 	config  *pgx.ConnConfig

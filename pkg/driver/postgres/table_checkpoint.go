@@ -113,10 +113,10 @@ func (tx *tableTx) Commit(ctx context.Context, c driver.Checkpoint) error {
 	if tx.conn == nil {
 		return tx.over()
 	}
-	if err := store(ctx, tx.conn.Conn(), c); err != nil {
+	if err := store(ctx, tx.conn.Conn, c); err != nil {
 		return tx.fail(ctx, err)
 	}
-	if err := commit(ctx, tx.conn.Conn()); err != nil {
+	if err := commit(ctx, tx.conn.Conn); err != nil {
 		tx.failed = err
 		tx.end()
 		return err

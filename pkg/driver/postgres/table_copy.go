@@ -76,12 +76,12 @@ func (b *Backend) CopyTable(ctx context.Context, r driver.TableRead, p driver.Ta
 	}
 	rel, err := b.shape(ctx, c.Conn, r.Table)
 	if err != nil {
-		b.endRead(c, false)
+		b.endTable(c, false)
 		return 0, err
 	}
 	sql, _, err := selectPart(rel, r, p)
 	if err != nil {
-		b.endRead(c, false)
+		b.endTable(c, false)
 		return 0, err
 	}
 	began := time.Now()
@@ -90,6 +90,6 @@ func (b *Backend) CopyTable(ctx context.Context, r driver.TableRead, p driver.Ta
 	if err == nil {
 		err = out.Flush()
 	}
-	b.endRead(c, err != nil)
+	b.endTable(c, err != nil)
 	return rows, explainRead(ctx, err, driver.Statement{}, began)
 }

@@ -170,7 +170,7 @@ func (b *Backend) PrepareTable(ctx context.Context, t driver.TableTarget) (drive
 	}
 	defer release(conn)
 	pc := conn.Conn().PgConn()
-	if _, err := pc.Exec(ctx, "BEGIN; SELECT pg_catalog.pg_advisory_xact_lock("+ownLock+")").ReadAll(); err != nil {
+	if _, err := pc.Exec(ctx, beginWrite+"; SELECT pg_catalog.pg_advisory_xact_lock("+ownLock+")").ReadAll(); err != nil {
 		return driver.TablePlan{}, err
 	}
 	p, err := b.plan(ctx, conn.Conn(), t)

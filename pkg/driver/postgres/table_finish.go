@@ -26,15 +26,12 @@ func (b *Backend) FinishTable(ctx context.Context, t driver.TableTarget, c drive
 	if !t.Mode.Staged() {
 		return 0, athena.Errorf(athena.CodeInvalidRequest, "mode %s has nothing to finish", t.Mode).At("mode")
 	}
-	pooled, err := b.acquire(ctx)
+	own, err := b.tableConn(ctx, beginWrite)
 	if err != nil {
 		return 0, err
 	}
-	defer release(pooled)
-	conn := pooled.Conn()
-	if _, err := conn.PgConn().Exec(ctx, "BEGIN; SET LOCAL statement_timeout = 0").ReadAll(); err != nil {
-		return 0, err
-	}
+	defer b.endTable(own, false)
+	conn := own.Conn
 	target, err := b.shape(ctx, conn, t.Table)
 	if err != nil {
 		return 0, err
@@ -59,7 +56,7 @@ func (b *Backend) FinishTable(ctx context.Context, t driver.TableTarget, c drive
 	}
 	if changed, err = f.run(ctx, conn.PgConn(), statements()); err != nil {
 		var e *pgconn.PgError
-		if errors.As(err, &e) && e.Code == "42P01" {
+		if errors.As(err, &e) && e.Code == "42P01" && strings.Contains(e.Message, stageName(t).Table) {
 			return 0, athena.Wrap(athena.CodeConflict, err, "the staging table of the run is gone; run it again").At("run")
 		}
 		return 0, err

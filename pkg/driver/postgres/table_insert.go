@@ -85,7 +85,7 @@ func (tx *tableTx) insertRange(ctx context.Context, w *rowWriter, from, to int) 
 }
 
 func (tx *tableTx) undo(ctx context.Context) error {
-	_, err := tx.conn.Conn().PgConn().Exec(ctx, undoRows).ReadAll()
+	_, err := tx.conn.PgConn().Exec(ctx, undoRows).ReadAll()
 	return err
 }
 
@@ -109,7 +109,7 @@ func (tx *tableTx) send(ctx context.Context, w *rowWriter, from, to int) error {
 	}
 	sql := savepoint + "; COPY " + quoteTable(w.table.name) + " (" + w.list + ") FROM STDIN (FORMAT binary); " + keepRows
 	r := io.MultiReader(strings.NewReader(copySignature), bytes.NewReader(w.buf[w.starts[from]:w.starts[to]]), strings.NewReader(copyTrailer))
-	_, err := tx.conn.Conn().PgConn().CopyFrom(ctx, r, sql)
+	_, err := tx.conn.PgConn().CopyFrom(ctx, r, sql)
 	return err
 }
 
@@ -219,7 +219,7 @@ func (w *rowWriter) overriding() string {
 // run runs a statement in a savepoint of its own, in one round trip. After a
 // failure undo is to be called.
 func (tx *tableTx) run(ctx context.Context, sql string, p *arrayParams) error {
-	pl := tx.conn.Conn().PgConn().StartPipeline(ctx)
+	pl := tx.conn.PgConn().StartPipeline(ctx)
 	pl.SendQueryParams(savepoint, nil, nil, nil, nil)
 	pl.SendQueryParams(sql, p.values, p.oids, p.formats, nil)
 	pl.SendQueryParams(keepRows, nil, nil, nil, nil)

@@ -25,6 +25,7 @@ type targetFacts struct {
 	schemaThere, creates                      bool // the target's schema; we may create in it
 	ownThere, ownUsable, ownCreatable         bool // our schema
 	checkpointsThere, checkpointsUsable       bool
+	readOnly                                  bool // the server, or all transactions of the role
 }
 
 const targetFactsQuery = `
@@ -43,7 +44,8 @@ SELECT coalesce(pg_catalog.pg_has_role(c.relowner, 'USAGE'), false),
        n.oid IS NOT NULL, coalesce(has_schema_privilege(n.oid, 'CREATE'), false),
        own.oid IS NOT NULL, coalesce(has_schema_privilege(own.oid, 'USAGE, CREATE'), false), has_database_privilege(current_database(), 'CREATE'),
        p.oid IS NOT NULL, coalesce(has_table_privilege(p.oid, 'SELECT') AND has_table_privilege(p.oid, 'INSERT')
-                                   AND has_table_privilege(p.oid, 'UPDATE') AND has_table_privilege(p.oid, 'DELETE'), false)
+                                   AND has_table_privilege(p.oid, 'UPDATE') AND has_table_privilege(p.oid, 'DELETE'), false),
+       pg_is_in_recovery() OR current_setting('default_transaction_read_only')::bool
 FROM (SELECT) one
 LEFT JOIN pg_catalog.pg_namespace n ON n.nspname = $1
 LEFT JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = $2
@@ -53,7 +55,7 @@ LEFT JOIN pg_catalog.pg_class p ON p.relnamespace = own.oid AND p.relname = 'che
 func factsOf(ctx context.Context, conn *pgx.Conn, t driver.TableName) (f targetFacts, err error) {
 	_, err = on(conn)(ctx, targetFactsQuery, []any{t.Schema, t.Table}, func(rows pgx.Rows) error {
 		return rows.Scan(&f.owned, &f.inserts, &f.selects, &f.updates, &f.deletes, &f.uniques, &f.referencedBy, &f.deferred, &f.references, &f.triggers,
-			&f.schemaThere, &f.creates, &f.ownThere, &f.ownUsable, &f.ownCreatable, &f.checkpointsThere, &f.checkpointsUsable)
+			&f.schemaThere, &f.creates, &f.ownThere, &f.ownUsable, &f.ownCreatable, &f.checkpointsThere, &f.checkpointsUsable, &f.readOnly)
 	})
 	return f, err
 }
@@ -177,6 +179,8 @@ func (b *Backend) plan(ctx context.Context, conn *pgx.Conn, t driver.TableTarget
 func (p *planner) ownSchema() {
 	f := p.facts
 	switch {
+	case f.readOnly:
+		p.problem("privilege", "", "the database takes no writes: it is a standby, or default_transaction_read_only is on; write to the primary, or ALTER ROLE … RESET default_transaction_read_only")
 	case !f.ownThere && !f.ownCreatable:
 		p.problem("privilege", "", "the schema %s, for checkpoints and staging tables, is not there, and the role may not create it; GRANT CREATE ON DATABASE … or CREATE SCHEMA %[1]s AUTHORIZATION …", ownSchema)
 	case f.ownThere && !f.ownUsable && (!f.checkpointsThere || p.t.Mode.Staged()):

@@ -34,12 +34,12 @@ func (b *Backend) ReadTable(ctx context.Context, r driver.TableRead, p driver.Ta
 	}
 	rel, err := b.shape(ctx, c.Conn, r.Table)
 	if err != nil {
-		b.endRead(c, false)
+		b.endTable(c, false)
 		return err
 	}
 	sql, columns, err := selectPart(rel, r, p)
 	if err != nil {
-		b.endRead(c, false)
+		b.endTable(c, false)
 		return err
 	}
 	return b.readRows(ctx, c, driver.Statement{Text: sql}, rel.schema(columns), r.Table.String(), size, fn)
@@ -57,7 +57,7 @@ func (b *Backend) ReadQuery(ctx context.Context, s driver.Statement, size driver
 	}
 	if s.Timeout > 0 {
 		if _, err := c.PgConn().Exec(ctx, "SET LOCAL statement_timeout = "+milliseconds(s.Timeout)).ReadAll(); err != nil {
-			b.endRead(c, false)
+			b.endTable(c, false)
 			return err
 		}
 	}
@@ -73,7 +73,7 @@ func (b *Backend) DescribeQuery(ctx context.Context, s driver.Statement) (*recor
 	if err != nil {
 		return nil, err
 	}
-	defer b.endRead(c, false)
+	defer b.endTable(c, false)
 	d, _, err := b.prepareRead(ctx, c, s, nil)
 	if err != nil {
 		return nil, err
@@ -124,7 +124,7 @@ func (b *Backend) readRows(ctx context.Context, c *tableConn, s driver.Statement
 	began := time.Now()
 	d, params, err := b.prepareRead(ctx, c, s, schema)
 	if err != nil {
-		b.endRead(c, false)
+		b.endTable(c, false)
 		return err
 	}
 	size = size.Or()
@@ -150,7 +150,7 @@ func (b *Backend) readRows(ctx context.Context, c *tableConn, s driver.Statement
 	if err == nil && batch.Rows() > 0 {
 		err = hand()
 	}
-	b.endRead(c, err != nil)
+	b.endTable(c, err != nil)
 	if err != nil && err == handed {
 		return err
 	}

@@ -92,7 +92,7 @@ func (b *Backend) SplitTable(ctx context.Context, r driver.TableRead, size int64
 	if err != nil {
 		return nil, err
 	}
-	defer b.endRead(c, false)
+	defer b.endTable(c, false)
 	rel, err := b.shape(ctx, c.Conn, r.Table)
 	if err != nil {
 		return nil, err

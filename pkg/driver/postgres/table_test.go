@@ -2,9 +2,12 @@ package postgres
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -224,5 +227,72 @@ func TestChangesAreUpserted(t *testing.T) {
 	}
 	if got := r.text("SELECT string_agg(a::text, ' ' ORDER BY id) FROM a"); got != "(1,11,a) (20,20,b)" {
 		t.Error(got)
+	}
+}
+
+// TestReadersAndWritersDoNotWaitForThePool reads, writes and asks on a backend
+// whose pool has one connection.
+func TestReadersAndWritersDoNotWaitForThePool(t *testing.T) {
+	t.Parallel()
+	r := newTableRig(t, `CREATE TABLE a (id bigint PRIMARY KEY, name text); INSERT INTO a SELECT i, 'x' FROM generate_series(1, 3) i; CREATE TABLE b (LIKE a)`)
+	one, err := Open(t.Context(), athena.PostgresConn{DSN: athena.NewSecret(r.dsn), MaxConns: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer one.Close(t.Context())
+	target := driver.TableTarget{Table: public("b"), Mode: driver.Append, Schema: people}
+	if _, err := one.PrepareTable(t.Context(), target); err != nil {
+		t.Fatal(err)
+	}
+	c := done()
+	err = one.ReadTable(t.Context(), driver.TableRead{Table: public("a")}, driver.TablePart{}, driver.BatchSize{}, func(b *record.Batch) error {
+		for range 2 {
+			tx, err := one.BeginTable(t.Context(), target)
+			if err != nil {
+				return err
+			}
+			defer tx.Rollback(t.Context())
+			if _, err := tx.Write(t.Context(), b); err != nil {
+				return err
+			}
+			if _, there, err := one.Checkpoint(t.Context(), c.CheckpointKey); err != nil || there {
+				return fmt.Errorf("a checkpoint is there, %v", err)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// TestACancelledReadMeetsNoOtherStatement cancels reads at any time, whose
+// connections may be used again at once.
+func TestACancelledReadMeetsNoOtherStatement(t *testing.T) {
+	t.Parallel()
+	r := newTableRig(t, "")
+	st := driver.Statement{Text: "SELECT i FROM generate_series(1, 3000) i"}
+	for i := range 60 {
+		ctx, cancel := context.WithCancel(t.Context())
+		batches := 0
+		err := r.b.ReadQuery(ctx, st, driver.BatchSize{Rows: 100}, func(*record.Batch) error {
+			if batches++; batches == i {
+				cancel()
+			}
+			return nil
+		})
+		cancel()
+		if err != nil && (!errors.Is(err, context.Canceled) || i > 31) {
+			t.Fatalf("cancelled in batch %d: %v", i, err)
+		}
+		rows := 0
+		if err := r.b.ReadQuery(t.Context(), st, driver.BatchSize{}, func(b *record.Batch) error { rows += b.Rows(); return nil }); err != nil || rows != 3000 {
+			t.Fatalf("after a cancel in batch %d: %d rows, %v", i, rows, err)
+		}
+	}
+	slow := driver.Statement{Text: "SELECT pg_sleep(60)", Timeout: 50 * time.Millisecond}
+	err := r.b.ReadQuery(t.Context(), slow, driver.BatchSize{}, func(*record.Batch) error { return nil })
+	if f := r.b.Classify(err); f.Code != athena.CodeTimeout {
+		t.Errorf("a statement that takes too long: %+v, %v", f, err)
 	}
 }

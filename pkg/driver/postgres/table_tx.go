@@ -10,7 +10,6 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/athena-pipelines/athena/pkg/athena"
 	"github.com/athena-pipelines/athena/pkg/cdc"
@@ -18,43 +17,41 @@ import (
 	"github.com/athena-pipelines/athena/pkg/record"
 )
 
-// A tableTx writes rows in one transaction on a connection of the pool.
+// A tableTx writes rows in one transaction.
 type tableTx struct {
 	b      *Backend
 	t      driver.TableTarget
-	conn   *pgxpool.Conn // nil once the transaction has ended
-	into   *shape        // the target; of a staged mode the staging table
-	writer *rowWriter    // for the schema of the last batch
-	failed error         // what ended the transaction
+	conn   *tableConn // nil once the transaction has ended
+	into   *shape     // the target; of a staged mode the staging table
+	writer *rowWriter // for the schema of the last batch
+	failed error      // what ended the transaction
 }
-
-// idleWriter is how long a transaction may wait for rows. Longer than others may
-// idle, for a source may be slow; not for ever, for it holds its rows' locks.
-const idleWriter = "10min"
 
 // BeginTable begins a transaction. The target's columns stay as they are until
 // its end.
 func (b *Backend) BeginTable(ctx context.Context, t driver.TableTarget) (driver.TableTx, error) {
-	conn, err := b.acquire(ctx)
+	conn, err := b.tableConn(ctx, beginWrite)
 	if err != nil {
 		return nil, err
 	}
 	tx := &tableTx{b: b, t: t, conn: conn}
 	if err := tx.begin(ctx); err != nil {
-		release(conn)
+		tx.end()
 		return nil, err
 	}
 	return tx, nil
 }
+
+// beginWrite does not leave the isolation to the role's settings: a checkpoint is
+// compared with what others have committed by then.
+const beginWrite = "BEGIN ISOLATION LEVEL READ COMMITTED"
 
 func (tx *tableTx) begin(ctx context.Context) error {
 	name := tx.t.Table
 	if tx.t.Mode.Staged() {
 		name = stageName(tx.t)
 	}
-	pc := tx.conn.Conn().PgConn()
-	_, err := pc.Exec(ctx, "BEGIN; SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = '"+idleWriter+
-		"'; LOCK TABLE "+quoteTable(name)+" IN ROW EXCLUSIVE MODE").ReadAll()
+	_, err := tx.conn.PgConn().Exec(ctx, "LOCK TABLE "+quoteTable(name)+" IN ROW EXCLUSIVE MODE").ReadAll()
 	var e *pgconn.PgError
 	if errors.As(err, &e) && (e.Code == "42P01" || e.Code == "3F000") {
 		err = noTable(name.Schema, name.Table)
@@ -62,7 +59,7 @@ func (tx *tableTx) begin(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	tx.into, err = tx.b.shape(ctx, tx.conn.Conn(), name)
+	tx.into, err = tx.b.shape(ctx, tx.conn.Conn, name)
 	return err
 }
 
@@ -114,7 +111,7 @@ func (tx *tableTx) Copy(ctx context.Context, r io.Reader) (int64, error) {
 		return 0, athena.Errorf(athena.CodeInvalidRequest, "rows for mode %s cannot be copied as they are", tx.t.Mode).At("mode")
 	}
 	sql := "COPY " + quoteTable(tx.into.name) + " (" + strings.Join(quoteAll(tx.t.Schema.Names()), ", ") + ") FROM STDIN (FORMAT binary)"
-	tag, err := tx.conn.Conn().PgConn().CopyFrom(ctx, r, sql)
+	tag, err := tx.conn.PgConn().CopyFrom(ctx, r, sql)
 	if err != nil {
 		return 0, tx.fail(ctx, err)
 	}
@@ -133,7 +130,7 @@ func (tx *tableTx) fail(ctx context.Context, err error) error {
 
 func (tx *tableTx) end() {
 	if tx.conn != nil {
-		release(tx.conn) // which rolls back what is open
+		tx.b.endTable(tx.conn, false)
 		tx.conn = nil
 	}
 }

@@ -358,7 +358,7 @@ func (s *script) run(ctx context.Context) error {
 	if len(s.statements) == 0 {
 		return nil
 	}
-	pl := s.tx.conn.Conn().PgConn().StartPipeline(ctx)
+	pl := s.tx.conn.PgConn().StartPipeline(ctx)
 	pl.SendQueryParams(savepoint, nil, nil, nil, nil)
 	for _, st := range s.statements {
 		pl.SendQueryParams(st.sql, st.params.values, st.params.oids, st.params.formats, nil)

@@ -94,8 +94,9 @@ func (w *wire) fill(n int) error {
 	return nil
 }
 
-// A tableConn is a connection beside the pool that reads in bulk: whoever reads
-// waits for whoever writes, and must not hold what that one waits for.
+// A tableConn is a connection beside the pool that reads or writes in bulk: whoever
+// reads waits for whoever writes, for long, and neither must hold what the other
+// one waits for.
 type tableConn struct {
 	*pgx.Conn
 	wire     *wire
@@ -161,10 +162,10 @@ func (l *tableConns) close() {
 	}
 }
 
-// tableRead begins a transaction that cannot write. No timeout of the role's ends
-// it: a read takes as long as its rows need to be taken.
-func (b *Backend) tableRead(ctx context.Context) (*tableConn, error) {
-	const begin = "BEGIN READ ONLY"
+// tableConn takes a connection and begins a transaction. No timeout of the role's
+// ends what runs on it: reading takes as long as the rows need to be taken, and
+// writing as long as they need to come.
+func (b *Backend) tableConn(ctx context.Context, begin string) (*tableConn, error) {
 	for {
 		c := b.tables.take()
 		if c == nil {
@@ -191,20 +192,32 @@ func (b *Backend) tableRead(ctx context.Context) (*tableConn, error) {
 		return nil, &unreachable{err}
 	}
 	c.Conn = conn
-	settings := "SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0; "
+	settings := "SET statement_timeout = 0; SET idle_in_transaction_session_timeout = '" + idleTable + "'; "
 	if serverMajor(conn.PgConn()) >= 17 {
 		settings += "SET transaction_timeout = 0; "
 	}
-	if _, err := conn.PgConn().Exec(ctx, settings+begin).ReadAll(); err != nil {
+	if err = prepareSession(ctx, conn); err == nil {
+		_, err = conn.PgConn().Exec(ctx, settings+begin).ReadAll()
+	}
+	if err != nil {
 		hangUp(conn)
 		return nil, err
 	}
 	return c, nil
 }
 
-// endRead ends what tableRead began. After a failure the connection is cut, in
-// the midst of rows too: the server finds out when it sends the next ones.
-func (b *Backend) endRead(c *tableConn, failed bool) {
+// idleTable is how long a transaction may wait for rows. Longer than others may
+// idle, for a source may be slow; not for ever, for it holds its rows' locks.
+const idleTable = "10min"
+
+// tableRead begins a transaction that cannot write.
+func (b *Backend) tableRead(ctx context.Context) (*tableConn, error) {
+	return b.tableConn(ctx, "BEGIN READ ONLY")
+}
+
+// endTable rolls back what is open. A connection that failed in the midst of rows
+// is cut: the server finds out when it sends the next ones.
+func (b *Backend) endTable(c *tableConn, failed bool) {
 	pc := c.PgConn()
 	if failed || pc.IsClosed() || sessionOf(pc).spent.Load() {
 		pc.Conn().Close()
@@ -217,11 +230,17 @@ func (b *Backend) endRead(c *tableConn, failed bool) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), closeGrace)
 	defer cancel()
-	if _, err := pc.Exec(ctx, sql).ReadAll(); err != nil || !sessionOf(pc).intact() {
+	if pc.TxStatus() != 'I' { // of what receive has read it does not know
+		if _, err := pc.Exec(ctx, sql).ReadAll(); err != nil {
+			hangUp(c.Conn)
+			return
+		}
+		c.prepared = false
+	}
+	if !sessionOf(pc).intact() {
 		hangUp(c.Conn)
 		return
 	}
-	c.prepared = false
 	b.tables.give(c)
 }
 
@@ -250,7 +269,12 @@ func (c *tableConn) copyOut(ctx context.Context, sql string, w io.Writer) (rows 
 // message until the server is ready again.
 func (c *tableConn) receive(ctx context.Context, wanted byte, each func(body []byte) error) (tag pgconn.CommandTag, err error) {
 	pc := c.PgConn()
-	defer context.AfterFunc(ctx, func() { sessionOf(pc).HandleCancel(ctx) })()
+	stop := context.AfterFunc(ctx, func() { sessionOf(pc).HandleCancel(ctx) })
+	defer func() {
+		if !stop() {
+			sessionOf(pc).spent.Store(true) // a cancel is on its way, and must not meet another statement
+		}
+	}()
 	if err := pc.Frontend().Flush(); err != nil {
 		return tag, err
 	}
