@@ -147,23 +147,28 @@ func (p *program) writeMapping(w io.Writer, plan *sdk.PipelinePlan) {
 			native[m.Column] += " (new)"
 		}
 	}
+	heading := []string{"COLUMN", "SOURCE", "RESULT"}
+	if len(native) > 0 {
+		heading = append(heading, "TARGET")
+	}
 	var lines [][]string
 	for _, c := range plan.Result.Columns {
 		was := "computed"
 		if t, ok := source[c.Name]; ok {
 			was = t.String()
 		}
-		lines = append(lines, []string{printable(c.Name), was, c.Type.String(), dash(native[c.Name])})
+		line := []string{printable(c.Name), was, c.Type.String(), dash(native[c.Name])}
+		lines = append(lines, line[:len(heading)])
 	}
 	fmt.Fprintln(w)
-	columns(w, []string{"COLUMN", "SOURCE", "RESULT", "TARGET"}, lines)
+	columns(w, heading, lines)
 }
 
 func (p *program) writePromise(w io.Writer, plan *sdk.PipelinePlan) {
 	fmt.Fprintln(w)
 	fact := func(name, value string) {
 		if value != "" {
-			fmt.Fprintf(w, "%-11s %s\n", name, value)
+			fmt.Fprintf(w, "%-11s %s\n", name, strings.ReplaceAll(value, "\n", "\n            ")) // below the first line
 		}
 	}
 	write := string(plan.Write.Mode) + plan.Write.Format
@@ -192,7 +197,7 @@ func taskLine(t sdk.PlanTasks) string {
 		text += ", about " + grouped(t.Rows) + " rows"
 	}
 	if t.Bytes > 0 {
-		text += ", " + size(uint64(t.Bytes))
+		text += ", " + volume(float64(t.Bytes))
 	}
 	if t.Reason != "" {
 		text += "; " + t.Reason

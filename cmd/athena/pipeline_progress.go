@@ -120,7 +120,7 @@ func (b *bar) lines() []string {
 	}
 	if c := b.info.Cause; c != nil {
 		lines = append(lines, b.tint(yellow, b.fit(strings.TrimPrefix(c.Stage+": "+c.Message, ": "), width)))
-	} else if b.step != "" {
+	} else if b.step != "" && !b.info.State.Over() { // how it ended is told below
 		lines = append(lines, b.tint(dim, b.fit(b.step, width)))
 	}
 	return lines
@@ -214,7 +214,7 @@ func progressLine(p *sdk.RunProgress, now time.Time) string {
 		add("%s left", clock(p.ETA.Sub(now)))
 	}
 	if p.Tasks > 0 {
-		add("%d of %d tasks", p.TasksDone, p.Tasks)
+		add("%d of %s", p.TasksDone, counted(int64(p.Tasks), "task"))
 	}
 	if p.Position != "" {
 		add("%.1fs behind", p.LagSeconds)
@@ -266,6 +266,14 @@ func volume(n float64) string {
 		return fmt.Sprintf("%.0f %s", n, units[i])
 	}
 	return fmt.Sprintf("%.1f %s", n, units[i])
+}
+
+// lasted writes how long something took: a short time with a tenth of a second.
+func lasted(d time.Duration) string {
+	if d < 10*time.Second {
+		return fmt.Sprintf("%.1fs", d.Seconds())
+	}
+	return clock(d)
 }
 
 // clock writes a span as minutes and seconds, with hours if there are any.

@@ -314,9 +314,9 @@ func took(r *sdk.RunInfo) string {
 	case r.StartedAt.IsZero():
 		return "-"
 	case r.EndedAt.IsZero():
-		return clock(time.Since(r.StartedAt))
+		return lasted(time.Since(r.StartedAt))
 	}
-	return clock(r.EndedAt.Sub(r.StartedAt))
+	return lasted(r.EndedAt.Sub(r.StartedAt))
 }
 
 func (p *program) writeRun(w io.Writer, r *sdk.RunInfo) {
@@ -488,10 +488,6 @@ func (p *program) left(run *sdk.Run, again <-chan os.Signal) error {
 func (p *program) writeEnd(w io.Writer, r *sdk.RunInfo) {
 	fmt.Fprintf(w, "%s in %s: %s\n", p.paint(w, runColor(r.State), string(r.State)), took(r), countsLine(r.Counts))
 	if r.Counts.Rejected > 0 {
-		where := "GET /runs/" + r.ID + "/dead"
-		if r.Pipeline != "" {
-			where = "athena pipeline dead list " + r.Pipeline
-		}
-		fmt.Fprintln(w, "rows that could not go on: "+where)
+		fmt.Fprintln(w, "rows that could not go on: athena pipeline dead list "+cmp.Or(r.Pipeline, r.ID))
 	}
 }

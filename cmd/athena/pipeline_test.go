@@ -233,7 +233,7 @@ func TestARunIsFollowedToItsEnd(t *testing.T) {
 	}
 	failed := runStream(t, "failed", `,"cause":{"code":"rejected_rows","stage":"transforms[0]","message":"too many rows cannot go on","since":"2026-11-22T10:00:00Z"}`)
 	got = call(t, fake(t, failed), "", "pipeline", "run", "-f", path)
-	if got.exit != exitJobFailed || !strings.Contains(got.stderr, "the run failed in transforms[0]: too many rows cannot go on (rejected_rows") {
+	if got.exit != exitJobFailed || !strings.Contains(got.stderr, "athena: the run failed in transforms[0]: too many rows cannot go on (rejected_rows") {
 		t.Errorf("exit %d: %s", got.exit, got.stderr)
 	}
 	got = call(t, fake(t, runStream(t, "cancelled", "")), "", "pipeline", "watch", runID)
@@ -360,6 +360,9 @@ func TestNumbersForPeople(t *testing.T) {
 		if got := volume(n); got != want {
 			t.Errorf("%v is %s, want %s", n, got, want)
 		}
+	}
+	if got := lasted(1250*time.Millisecond) + " " + lasted(70*time.Second); got != "1.2s 01:10" {
+		t.Errorf("got %s", got)
 	}
 	for d, want := range map[time.Duration]string{0: "00:00", 61 * time.Second: "01:01", 3*time.Hour + 2*time.Second: "3:00:02"} {
 		if got := clock(d); got != want {
