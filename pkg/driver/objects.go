@@ -61,7 +61,7 @@ type ObjectStager interface {
 	// DiscardObject lets go of what was staged. What is not there is no error.
 	DiscardObject(ctx context.Context, s StagedObject) error
 	// StagedObjects lists what was staged below a prefix of keys before a time
-	// and neither published nor discarded, its Parts left out; no more than a
+	// and neither published nor discarded, without marks; no more than a
 	// thousand. It is good for DiscardObject alone. The engine may not tell it
 	// from a large object that WriteObject, or somebody else, writes just now.
 	StagedObjects(ctx context.Context, prefix string, before time.Time) ([]StagedObject, error)
@@ -81,9 +81,11 @@ type ObjectStage interface {
 // A StagedObject is what is needed to publish one. It is kept as JSON.
 type StagedObject struct {
 	Key   string `json:"key"`
-	ID    string `json:"id"` // the driver's business
+	ID    string `json:"id"` // the same in a listing
 	Bytes int64  `json:"bytes"`
-	// Parts are the marks of the uploaded parts, in order.
+	// Mark tells the object from others of its key, and Parts are the marks of the
+	// uploaded parts, in order: the driver's business.
+	Mark  string    `json:"mark,omitempty"`
 	Parts []string  `json:"parts,omitempty"`
 	Begun time.Time `json:"begun,omitzero"`
 }

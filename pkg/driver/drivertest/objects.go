@@ -307,8 +307,8 @@ func (o *objects) badKeys(t *testing.T) {
 			"PresignRead":  second(o.r.PresignRead(t.Context(), key, time.Minute)),
 			"PresignWrite": second(o.w.PresignWrite(t.Context(), key, time.Minute, driver.ObjectWrite{})),
 			"StageObject":  second(o.s.StageObject(t.Context(), key, driver.ObjectWrite{})),
-			"Publish":      second(o.s.PublishObject(t.Context(), driver.StagedObject{Key: key, ID: "m:u", Parts: []string{"x"}})),
-			"Discard":      o.s.DiscardObject(t.Context(), driver.StagedObject{Key: key, ID: "m:u"}),
+			"Publish":      second(o.s.PublishObject(t.Context(), driver.StagedObject{Key: key, ID: "upload:u", Mark: "m", Parts: []string{"x"}})),
+			"Discard":      o.s.DiscardObject(t.Context(), driver.StagedObject{Key: key, ID: "upload:u"}),
 		} {
 			if err == nil {
 				t.Errorf("%s takes the key %q", what, key)
@@ -610,7 +610,9 @@ func (o *objects) staging(t *testing.T) {
 			}
 			stage, staged := o.stage(t, key, body, driver.ObjectWrite{ContentType: "text/s", Metadata: map[string]string{"m": "1"}})
 			o.wantBody(t, key, []byte("before"))
-			o.wantStaged(t, in, key)
+			if list := o.wantStaged(t, in, key); len(list) == 1 && list[0].ID != staged.ID {
+				t.Errorf("what is staged as %q is listed as %q", staged.ID, list[0].ID)
+			}
 			if again, err := stage.Stage(ctx); err != nil || again.ID != staged.ID {
 				t.Errorf("Stage again = %+v, %v", again, err)
 			}

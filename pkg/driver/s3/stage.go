@@ -231,7 +231,7 @@ func (s *stage) Stage(context.Context) (driver.StagedObject, error) {
 		return driver.StagedObject{}, err
 	}
 	s.cancel()
-	s.staged = &driver.StagedObject{Key: s.name, ID: stageID(s.mark, s.upload), Bytes: s.bytes, Parts: s.marks, Begun: s.begun}
+	s.staged = &driver.StagedObject{Key: s.name, ID: stagePrefix + s.upload, Bytes: s.bytes, Mark: s.mark, Parts: s.marks, Begun: s.begun}
 	return *s.staged, nil
 }
 
@@ -261,28 +261,27 @@ func (b *Backend) abort(ctx context.Context, key, upload string) error {
 	return b.failed(ctx, err)
 }
 
-// The ID of a staged object is its mark and that of the upload; a listing knows
-// the latter alone.
-func stageID(mark, upload string) string { return mark + ":" + upload }
+// stagePrefix begins the ids of staged objects, which are those of uploads.
+const stagePrefix = "upload:"
 
-func readStageID(s driver.StagedObject) (mark, upload string, err error) {
-	mark, upload, ok := strings.Cut(s.ID, ":")
-	if !ok || upload == "" {
-		return "", "", athena.Errorf(athena.CodeInvalidRequest, "the id of the staged object %.120q is none of this engine's", s.Key).At("id")
+func uploadOf(s driver.StagedObject) (string, error) {
+	upload, ours := strings.CutPrefix(s.ID, stagePrefix)
+	if !ours || upload == "" {
+		return "", athena.Errorf(athena.CodeInvalidRequest, "the id of the staged object %.120q is none of this engine's", s.Key).At("id")
 	}
-	return mark, upload, nil
+	return upload, nil
 }
 
 // PublishObject completes the upload.
 func (b *Backend) PublishObject(ctx context.Context, s driver.StagedObject) (driver.Object, error) {
-	mark, upload, err := readStageID(s)
+	upload, err := uploadOf(s)
 	if err != nil {
 		return driver.Object{}, err
 	}
-	if mark == "" || len(s.Parts) == 0 {
+	if s.Mark == "" || len(s.Parts) == 0 {
 		return driver.Object{}, athena.Errorf(athena.CodeInvalidRequest, "the staged object %.120q was listed; only what Stage returned can be published", s.Key).At("id")
 	}
-	return b.complete(ctx, s.Key, mark, upload, s.Parts, s.Bytes, driver.ObjectWrite{})
+	return b.complete(ctx, s.Key, s.Mark, upload, s.Parts, s.Bytes, driver.ObjectWrite{})
 }
 
 // complete makes an object of an upload's parts, on the conditions of w.
@@ -337,7 +336,7 @@ func (b *Backend) DiscardObject(ctx context.Context, s driver.StagedObject) erro
 	if err != nil {
 		return err
 	}
-	_, upload, err := readStageID(s)
+	upload, err := uploadOf(s)
 	if err != nil {
 		return err
 	}
@@ -363,7 +362,7 @@ func (b *Backend) StagedObjects(ctx context.Context, prefix string, before time.
 			if !ok || u.Initiated == nil || !u.Initiated.Before(before) {
 				continue
 			}
-			list = append(list, driver.StagedObject{Key: key, ID: stageID("", value(u.UploadId)), Begun: u.Initiated.UTC()})
+			list = append(list, driver.StagedObject{Key: key, ID: stagePrefix + value(u.UploadId), Begun: u.Initiated.UTC()})
 			if len(list) == maxPage {
 				return list, nil
 			}
