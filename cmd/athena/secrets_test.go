@@ -19,6 +19,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/athena-pipelines/athena/pkg/locals3/s3test"
 	"github.com/athena-pipelines/athena/pkg/sdk"
 )
 
@@ -44,6 +45,7 @@ func TestNoSecretLeaves(t *testing.T) {
 		password   = "plantedP4ssw0rdOfTheDatabase"
 		wrong      = "plantedWr0ngPassword"
 		brokerPass = "plantedBr0kerPassword"
+		wrongS3    = "plantedWr0ngSecretAccessKey"
 	)
 	shop := dev(t)
 	admin, err := pgx.Connect(t.Context(), shop.PostgresDSN)
@@ -143,6 +145,49 @@ func TestNoSecretLeaves(t *testing.T) {
 		do(true, adminKey, "PUT", "/admin/clients/"+name, "", `{"client_name":"`+name+`","engine":"postgres","connection":{"dsn":"`+dsn)
 		do(true, adminKey, "GET", "/admin/clients/"+name, "", "")
 		do(true, adminKey, "POST", "/admin/clients/"+name+"/check", "", "")
+	}
+
+	// Buckets: one that works, one with a wrong secret, one that nothing listens
+	// for. Their objects, and URLs that are good without a key.
+	bucket := s3test.Bucket(t)
+	for name, change := range map[string]func(map[string]any){
+		"lake": func(map[string]any) {}, "lakewrong": func(c map[string]any) { c["secret_access_key"] = wrongS3 }, "lakefar": func(c map[string]any) { c["endpoint"] = "http://127.0.0.1:1" },
+	} {
+		conn := map[string]any{"endpoint": bucket.Endpoint, "bucket": bucket.Bucket, "prefix": "p", "path_style": true,
+			"access_key_id": s3test.AccessKeyID, "secret_access_key": s3test.SecretAccessKey}
+		change(conn)
+		def := map[string]any{"client_name": name, "engine": "s3", "lifecycle": "active", "connection": conn,
+			"capabilities": map[string]bool{"object_read": true, "object_write": true, "provisioning": true}}
+		raw, err := json.Marshal(def)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want(201, adminKey, "PUT", "/admin/clients/"+name, "", string(raw))
+		want(400, adminKey, "PUT", "/admin/clients/"+name, "", strings.Replace(string(raw), `"bucket"`, `"bukcet"`, 1))
+		do(true, adminKey, "GET", "/admin/clients/"+name, "", "")
+		do(true, adminKey, "POST", "/admin/clients/"+name+"/check", "", "")
+		ok := map[bool]int{true: 200, false: 503}[name == "lake"]
+		want(ok, adminKey, "PUT", "/storage/objects/a/b", name, "an object")
+		want(ok, adminKey, "GET", "/storage/objects/a/b", name, "")
+		want(ok, adminKey, "GET", "/storage/objects", name, "")
+		want(ok, adminKey, "POST", "/storage/copy", name, `{"from":"a/b","to":"c"}`)
+		do(true, adminKey, "POST", "/management/provision", name, `{"kind":"bucket","name":"`+bucket.Bucket+`"}`)
+		do(true, adminKey, "GET", "/storage/objects/nothing", name, "")
+		want(400, adminKey, "GET", "/storage/objects/..%2Fx", name, "")
+		want(400, adminKey, "POST", "/storage/presign", name, `{"method":"GET","key":"../x"}`)
+	}
+	var signed []string // by method
+	for _, method := range []string{"GET", "PUT"} {
+		status, raw := do(false, adminKey, "POST", "/storage/presign", "lake", `{"method":"`+method+`","key":"a/b"}`)
+		var got struct{ Data struct{ URL string } }
+		if err := json.Unmarshal(raw, &got); err != nil || status != 200 {
+			t.Fatalf("%d %s: %v", status, raw, err)
+		}
+		u, err := url.Parse(got.Data.URL)
+		if err != nil || u.Query().Get("X-Amz-Signature") == "" {
+			t.Fatalf("%s: %v", got.Data.URL, err)
+		}
+		signed = append(signed, u.Query().Get("X-Amz-Signature"))
 	}
 
 	// A key with a secret of its own, and one for webhooks.
@@ -265,6 +310,7 @@ func TestNoSecretLeaves(t *testing.T) {
 		total += len(text)
 		for what, secret := range map[string]string{
 			"the database's password": password, "the wrong password": wrong, "the broker's password": brokerPass, "the admin key": adminSecret,
+			"the bucket's secret key": s3test.SecretAccessKey, "the wrong secret key": wrongS3, "a presigned URL": signed[0], "another": signed[1],
 			"the key": keySecret, "the webhook secret": strings.TrimPrefix(webhookSecret, "whsec_"), "a sealed secret": "sealed:",
 		} {
 			if secret == "sealed:" && (where == "stream KV_ath_catalog" || where == "GET /openapi.yaml") {
