@@ -2,7 +2,7 @@
 // processes, and prints each figure beside its target from the design and beside
 // what the machine can do at all, measured in the same run.
 //
-//	go run ./bench            # everything, some fifteen minutes
+//	go run ./bench            # everything, some twenty-five minutes
 //	go run ./bench -run sync  # what matches
 //	go run ./bench -quick     # smaller sizes, for a look
 package main
@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/athena-pipelines/athena/bench/rig"
+	"github.com/athena-pipelines/athena/pkg/locals3"
 )
 
 // A figure is one line of the table.
@@ -65,10 +66,17 @@ func benches() []bench {
 		{"cdc-large", rig.Config{Workers: 1, Postgres: cdcPostgres}, largeTransaction},
 		{"cdc-snapshot", rig.Config{Workers: 1, Postgres: cdcPostgres}, snapshotRate},
 		{"cdc-subscribers", rig.Config{Workers: 1, Postgres: cdcPostgres}, idleSubscribers},
+		{"pipe-parquet", rig.Config{Workers: 1, Postgres: cdcPostgres}, toParquet},
+		{"pipe-table", rig.Config{Workers: 1, Postgres: cdcPostgres}, toTable},
+		{"pipe-cdc", rig.Config{Workers: 1, Postgres: cdcPostgres}, changesToTable},
+		{"pipe-plan", rig.Config{Workers: 1, Postgres: cdcPostgres}, planOfHundred},
+		{"pipe-poison", rig.Config{Workers: 1, Postgres: cdcPostgres}, poison},
+		{"pipe-memory", rig.Config{Workers: 1, Postgres: cdcPostgres}, manyRows},
 	}
 }
 
 func main() {
+	locals3.Serve() // which this program is where it is its own child
 	run := flag.String("run", "", "a regular expression that chooses benches")
 	quick := flag.Bool("quick", false, "smaller sizes")
 	flag.Parse()
