@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/athena-pipelines/athena/pkg/cdc"
 	"github.com/athena-pipelines/athena/pkg/driver"
 	"github.com/athena-pipelines/athena/pkg/localpg"
@@ -209,4 +211,36 @@ func BenchmarkUpsertChanges(b *testing.B) {
 		}
 	}
 	b.ReportMetric(float64(n)/b.Elapsed().Seconds(), "changes/s")
+}
+
+// BenchmarkFinishTable tells for how long a table is locked as its rows are
+// replaced, and merged where one in a hundred differs.
+func BenchmarkFinishTable(b *testing.B) {
+	r := newBenchRig(b, benchRows)
+	r.exec("CREATE TABLE copied (LIKE orders INCLUDING ALL)")
+	shape, err := r.b.DescribeTable(b.Context(), public("orders"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	took := map[driver.WriteMode]time.Duration{}
+	for b.Loop() {
+		for _, mode := range []driver.WriteMode{driver.Overwrite, driver.Merge} {
+			target := driver.TableTarget{Table: public("copied"), Mode: mode, Key: []string{"id"}, Schema: shape.Schema, Run: uuid.NewString()}
+			r.prepare(target)
+			r.exec("INSERT INTO " + quoteTable(stageName(target)) + " SELECT * FROM orders")
+			if mode == driver.Merge {
+				r.exec("UPDATE copied SET note = 'another' WHERE id % 100 = 1")
+			}
+			start := time.Now()
+			if _, err := r.b.FinishTable(b.Context(), target, done()); err != nil {
+				b.Fatal(err)
+			}
+			took[mode] = best(took[mode], time.Since(start))
+			if err := r.b.ForgetTable(b.Context(), target); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+	b.ReportMetric(benchRows/took[driver.Overwrite].Seconds(), "overwritten-rows/s")
+	b.ReportMetric(benchRows/took[driver.Merge].Seconds(), "merged-rows/s")
 }

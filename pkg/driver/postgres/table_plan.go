@@ -42,7 +42,7 @@ SELECT coalesce(pg_catalog.pg_has_role(c.relowner, 'USAGE'), false),
        ARRAY(SELECT k.conname::text FROM pg_catalog.pg_constraint k WHERE k.conrelid = c.oid AND k.contype = 'f' ORDER BY 1),
        ARRAY(SELECT g.tgname::text FROM pg_catalog.pg_trigger g WHERE g.tgrelid = c.oid AND NOT g.tgisinternal AND g.tgenabled IN ('O', 'A') ORDER BY 1),
        n.oid IS NOT NULL, coalesce(has_schema_privilege(n.oid, 'CREATE'), false),
-       own.oid IS NOT NULL, coalesce(has_schema_privilege(own.oid, 'USAGE, CREATE'), false), has_database_privilege(current_database(), 'CREATE'),
+       own.oid IS NOT NULL, coalesce(has_schema_privilege(own.oid, 'USAGE') AND has_schema_privilege(own.oid, 'CREATE'), false), has_database_privilege(current_database(), 'CREATE'),
        p.oid IS NOT NULL, coalesce(has_table_privilege(p.oid, 'SELECT') AND has_table_privilege(p.oid, 'INSERT')
                                    AND has_table_privilege(p.oid, 'UPDATE') AND has_table_privilege(p.oid, 'DELETE'), false),
        pg_is_in_recovery() OR current_setting('default_transaction_read_only')::bool

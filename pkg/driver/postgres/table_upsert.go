@@ -81,9 +81,12 @@ func (tx *tableTx) apply(ctx context.Context, w *rowWriter, b *record.Batch, fro
 		if w.changes {
 			op = b.Changes[w.rows[n]].Op
 		}
-		if deletes := op == cdc.Delete; w.vague && deletes != c.deletes {
-			c.flush(script)
-			c.deletes = deletes
+		if w.vague {
+			kind := changeKind{op == cdc.Delete, w.partial(int(w.rows[n]))}
+			if kind != c.kind || kind.partial && !kind.deletes {
+				c.flush(script)
+			}
+			c.kind = kind
 		}
 		switch {
 		case op == cdc.Truncate:
@@ -123,10 +126,11 @@ type compaction struct {
 	steps map[string]*step
 	order []*step
 	key   []byte
-	// deletes says of keys that may be equal without being the same that all rows
-	// so far are deletes; or that none is.
-	deletes bool
+	kind  changeKind // of all rows so far, where keys may be equal without being the same
 }
+
+// A changeKind tells apart changes that go into different statements.
+type changeKind struct{ deletes, partial bool }
 
 // step finds the step of a row's key.
 func (c *compaction) step(n int) *step {
