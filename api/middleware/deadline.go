@@ -1,6 +1,7 @@
 package middleware
 
 import (
+	"errors"
 	"io"
 	"net/http"
 	"time"
@@ -33,17 +34,22 @@ func (b *timedBody) Read(p []byte) (int, error) {
 }
 
 // movingBody gives each read its own deadline, so that a body may last as long
-// as it moves. Between reads, and at the end, there is none.
+// as it moves. Between reads, and at the end, there is none; one that stood still
+// is not waited for again.
 type movingBody struct {
 	io.ReadCloser
 	rc    *http.ResponseController
 	stall time.Duration
+	done  bool
 }
 
 func (b *movingBody) Read(p []byte) (int, error) {
 	_ = b.rc.SetReadDeadline(time.Now().Add(b.stall))
 	n, err := b.ReadCloser.Read(p)
-	_ = b.rc.SetReadDeadline(time.Time{})
+	b.done = b.done || err != nil
+	if err == nil || errors.Is(err, io.EOF) {
+		_ = b.rc.SetReadDeadline(time.Time{})
+	}
 	return n, err
 }
 

@@ -177,11 +177,14 @@ func Bound(b Bounds) gin.HandlerFunc {
 	return func(c *gin.Context) {
 		rc := http.NewResponseController(c.Writer)
 		if slices.Contains(b.Streams, c.Request.Method+" "+c.FullPath()) {
-			c.Request.Body = &movingBody{ReadCloser: c.Request.Body, rc: rc, stall: b.Stall}
+			body := &movingBody{ReadCloser: c.Request.Body, rc: rc, stall: b.Stall}
+			c.Request.Body = body
 			c.Writer = &patientWriter{c.Writer, rc, b.Stall}
 			c.Next()
 			_ = rc.SetWriteDeadline(time.Now().Add(b.Stall))
-			_ = rc.SetReadDeadline(time.Now().Add(min(b.ReadBody, time.Second)))
+			if !body.done {
+				_ = rc.SetReadDeadline(time.Now().Add(min(b.Stall/2, time.Second)))
+			}
 			return
 		}
 		if c.Request.ContentLength > b.MaxBody {

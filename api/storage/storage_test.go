@@ -1,12 +1,14 @@
 package storage_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"runtime"
@@ -426,6 +428,28 @@ func TestBodiesAreStreamed(t *testing.T) {
 	}
 	// Other routes keep their bound.
 	w.Do(t, w.Admin, "POST", "/storage/copy", `{"from":"`+strings.Repeat("x", 2<<10)+`"}`, lake).Want(t, 413, athena.CodePayloadTooLarge)
+}
+
+func TestASenderWhoFallsSilentIsGivenUp(t *testing.T) {
+	t.Parallel()
+	w := apitest.Start(t, func(_ *apitest.World, cfg *api.Config) { cfg.Bounds = middleware.Bounds{Stall: 200 * time.Millisecond} })
+	w.Lake(t, "lake", s3test.Bucket(t), nil)
+	conn, err := net.Dial("tcp", strings.TrimPrefix(w.URL, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	fmt.Fprintf(conn, "PUT /storage/objects/half HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nX-Athena-Client: lake\r\nContent-Length: 1000\r\n\r\nhalf", w.Admin)
+	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, _ := io.ReadAll(resp.Body)
+	resp.Body.Close()
+	if resp.StatusCode/100 != 4 { // to the server it is as if they had gone
+		t.Errorf("%d %s", resp.StatusCode, raw)
+	}
+	w.Do(t, w.Admin, "GET", "/storage/objects/half", "", lake).Want(t, 404, athena.CodeNotFound)
 }
 
 // watchMemory samples the heap until it is asked for the most that it grew by.

@@ -113,18 +113,19 @@ func open(ctx context.Context, conn athena.S3Conn, l limits) (*Backend, error) {
 	if err != nil {
 		return nil, err
 	}
-	protect, err := tlsConfig(conn.TLS)
+	cfg, err := awsConfig(ctx, conn)
+	if err != nil {
+		return nil, err
+	}
+	protect, err := tlsConfig(conn.TLS, cfg)
 	if err != nil {
 		return nil, err
 	}
 	quick, patient := httpClient(protect, l.silence), httpClient(protect, l.patience)
 	b.http = []*http.Client{quick, patient}
-	cfg, err := awsConfig(ctx, conn, quick)
-	if err != nil {
-		return nil, err
-	}
 	b.region = cfg.Region
 	b.client = awss3.NewFromConfig(cfg, func(o *awss3.Options) {
+		o.HTTPClient = quick
 		o.UsePathStyle = conn.PathStyle
 		if endpoint != "" {
 			o.BaseEndpoint = &endpoint
@@ -181,16 +182,16 @@ func checkEndpoint(endpoint string) (string, error) {
 // awsConfig has the region and the credentials: those of the connection, or what
 // the environment, shared files and the machine's role give. With keys of its
 // own a connection does not depend on the environment.
-func awsConfig(ctx context.Context, conn athena.S3Conn, via *http.Client) (aws.Config, error) {
+func awsConfig(ctx context.Context, conn athena.S3Conn) (aws.Config, error) {
 	if conn.AccessKeyID != "" {
 		region := conn.Region
 		if region == "" {
 			region = defaultRegion
 		}
 		keys := credentials.NewStaticCredentialsProvider(conn.AccessKeyID, conn.SecretAccessKey.Reveal(), "")
-		return aws.Config{Region: region, HTTPClient: via, Credentials: aws.NewCredentialsCache(keys)}, nil
+		return aws.Config{Region: region, Credentials: aws.NewCredentialsCache(keys)}, nil
 	}
-	cfg, err := config.LoadDefaultConfig(ctx, config.WithHTTPClient(via), config.WithRegion(conn.Region), config.WithDefaultRegion(defaultRegion))
+	cfg, err := config.LoadDefaultConfig(ctx, config.WithRegion(conn.Region), config.WithDefaultRegion(defaultRegion))
 	if err != nil {
 		return cfg, athena.Wrap(athena.CodeBackendUnavailable, err, "the AWS configuration of this process cannot be read; mend it, or give connection.access_key_id and connection.secret_access_key").At("connection.access_key_id")
 	}

@@ -9,6 +9,9 @@ import (
 	"os"
 	"time"
 
+	"github.com/aws/aws-sdk-go-v2/aws"
+	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
+
 	"github.com/athena-pipelines/athena/pkg/athena"
 )
 
@@ -65,8 +68,13 @@ func (c *conn) Write(p []byte) (int, error) {
 	return c.Conn.Write(p)
 }
 
-func tlsConfig(t *athena.TLS) (*tls.Config, error) {
+// tlsConfig is what the connection says of TLS; else the environment's own roots
+// (AWS_CA_BUNDLE), where the environment was read at all.
+func tlsConfig(t *athena.TLS, environment aws.Config) (*tls.Config, error) {
 	if t == nil {
+		if c, ok := environment.HTTPClient.(*awshttp.BuildableClient); ok {
+			return c.GetTransport().TLSClientConfig, nil
+		}
 		return nil, nil
 	}
 	cfg := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: t.ServerName, InsecureSkipVerify: t.SkipVerify}
