@@ -244,3 +244,58 @@ func BenchmarkFinishTable(b *testing.B) {
 	b.ReportMetric(benchRows/took[driver.Overwrite].Seconds(), "overwritten-rows/s")
 	b.ReportMetric(benchRows/took[driver.Merge].Seconds(), "merged-rows/s")
 }
+
+// BenchmarkPoison writes rows of which one in a hundred is refused: by a check
+// here, or by one that only the server can make.
+func BenchmarkPoison(b *testing.B) {
+	r := newBenchRig(b, 50_000)
+	all := r.read(driver.TableRead{Table: public("orders")}, driver.TablePart{})
+	r.exec(`ALTER TABLE copy1 ADD CHECK (id > 0)`)
+	target := driver.TableTarget{Table: public("copy1"), Mode: driver.Append, Schema: all.Schema}
+	r.prepare(target)
+	var batches []*record.Batch
+	for from := 0; from < all.Rows(); from += 8192 {
+		batches = append(batches, all.Slice(from, min(from+8192, all.Rows())))
+	}
+	spoil := func(how func(b *record.Batch, row int)) (spoiled []*record.Batch) {
+		for _, batch := range batches {
+			s := batch.Slice(0, batch.Rows())
+			for i := 50; i < s.Rows(); i += 100 {
+				how(s, i)
+			}
+			spoiled = append(spoiled, s)
+		}
+		return spoiled
+	}
+	id, total := all.Schema.Index("id"), all.Schema.Index("total")
+	here := spoil(func(b *record.Batch, i int) {
+		v := &b.Columns[total]
+		at := v.Ends[i] - uint32(len(v.Bytes(i)))
+		v.Data[at] = 'x' // no number
+	})
+	there := spoil(func(b *record.Batch, i int) { b.Columns[id].Ints[i] *= -1 })
+	var none, byUs, byServer time.Duration
+	run := func(batches []*record.Batch) (time.Duration, int) {
+		r.exec("TRUNCATE copy1")
+		start := time.Now()
+		rejected := r.write(target, done(), batches...)
+		return time.Since(start), len(rejected)
+	}
+	for b.Loop() {
+		d, n := run(batches)
+		if n != 0 {
+			b.Fatal(n)
+		}
+		none = best(none, d)
+		if d, n = run(here); n < 400 {
+			b.Fatal(n)
+		}
+		byUs = best(byUs, d)
+		if d, n = run(there); n < 400 {
+			b.Fatal(n)
+		}
+		byServer = best(byServer, d)
+	}
+	b.ReportMetric(none.Seconds()/byUs.Seconds(), "checked-here-ratio")
+	b.ReportMetric(none.Seconds()/byServer.Seconds(), "checked-there-ratio")
+}

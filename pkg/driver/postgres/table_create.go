@@ -30,8 +30,8 @@ func nativeType(c record.Column) string {
 		}
 		t := recordType(static[b.oid], b.oid, -1)
 		if t == c.Type || t.Kind == record.Decimal && c.Type.Kind == record.Decimal && b.oid == numericOID {
-			if b.oid == numericOID {
-				break // its size is that of the values
+			if b.oid == numericOID || c.Native == "character" || c.Native == "bit" {
+				break // its size is that of the values; without one these two would take a single character
 			}
 			return c.Native
 		}

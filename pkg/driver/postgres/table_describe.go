@@ -28,7 +28,8 @@ type shape struct {
 	truncates bool
 	secured   bool // row security holds for us
 	columns   []shapeColumn
-	key       []string // of the primary key
+	// key is that of the primary key, or of another unique index without nulls.
+	key []string
 }
 
 // A shapeColumn is one column. Of a domain the type is its base.
@@ -69,9 +70,15 @@ SELECT CASE c.relkind WHEN 'r' THEN 'table' WHEN 'p' THEN 'partitioned_table' WH
        (SELECT coalesce(sum(pg_catalog.pg_relation_size(l.oid)) / current_setting('block_size')::bigint, 0)::bigint
         FROM leaf JOIN pg_catalog.pg_class l ON l.oid = leaf.relid WHERE l.relkind IN ('r', 'm')),
        c.relkind = 'r' AND EXISTS (SELECT FROM pg_catalog.pg_inherits i WHERE i.inhparent = c.oid),
-       ARRAY(SELECT a.attname::text FROM pg_catalog.pg_constraint k, unnest(k.conkey) WITH ORDINALITY AS u (num, n)
-             JOIN pg_catalog.pg_attribute a ON a.attrelid = $1 AND a.attnum = u.num
-             WHERE k.conrelid = $1 AND k.contype = 'p' ORDER BY u.n),
+       ARRAY(SELECT a.attname::text
+             FROM (SELECT i.indkey[0:i.indnkeyatts - 1] AS columns FROM pg_catalog.pg_index i
+                   WHERE i.indrelid = $1 AND i.indisunique AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL
+                     AND (i.indisprimary OR i.indimmediate AND NOT EXISTS (
+                          SELECT FROM unnest(i.indkey[0:i.indnkeyatts - 1]) AS k (num)
+                          JOIN pg_catalog.pg_attribute a ON a.attrelid = $1 AND a.attnum = k.num WHERE NOT a.attnotnull))
+                   ORDER BY i.indisprimary DESC, i.indisreplident DESC, i.indexrelid LIMIT 1) k,
+                  unnest(k.columns) WITH ORDINALITY AS u (num, n)
+             JOIN pg_catalog.pg_attribute a ON a.attrelid = $1 AND a.attnum = u.num ORDER BY u.n),
        c.relkind IN ('r', 'p') AND pg_catalog.has_table_privilege(c.oid, 'TRUNCATE')
          AND NOT EXISTS (SELECT FROM pg_catalog.pg_constraint k WHERE k.confrelid = c.oid AND k.conrelid <> c.oid AND k.contype = 'f')
          AND NOT EXISTS (SELECT FROM pg_catalog.pg_trigger g WHERE g.tgrelid = c.oid AND g.tginitdeferred),

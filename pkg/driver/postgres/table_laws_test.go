@@ -371,6 +371,7 @@ func TestEveryRowIsInOnePart(t *testing.T) {
 		"fixed width":                      "k char(10) PRIMARY KEY|i::text",
 		"a pair of which one tells little": "a int, k text, PRIMARY KEY (a, k)|i % 3, md5(i::text)",
 		"an enum and a number":             `"A" mood, k int, PRIMARY KEY ("A", k)|(ARRAY['sad','happy','so "so"'])[1 + i % 3]::mood, i`,
+		"no primary key":                   `j int, k text NOT NULL, UNIQUE (j), CONSTRAINT z UNIQUE (k)|i, 'k' || i`,
 		"partitions":                       "k int PRIMARY KEY|i",
 	}
 	for name, spec := range keys {

@@ -82,7 +82,7 @@ func quoteAll(names []string) []string {
 	return out
 }
 
-// SplitTable divides a table by ranges of its primary key, whose bounds come from
+// SplitTable divides a table by ranges of its key, whose bounds come from
 // a sample of its blocks. At most 10,000 parts are made.
 func (b *Backend) SplitTable(ctx context.Context, r driver.TableRead, size int64) ([]driver.TablePart, error) {
 	if size <= 0 {
