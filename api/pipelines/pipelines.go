@@ -126,13 +126,10 @@ type side struct {
 	op     dispatch.Op
 }
 
-// sides are the ends of a pipeline whose clients are named. A frozen client is let
-// through: the run waits for it.
+// sides are the ends of a pipeline. A frozen client is let through: the run waits
+// for it.
 func sides(p *spec.Pipeline) []side {
 	both := []side{{p.Source.Client, stage.SourceOp(p.Source)}, {p.Sink.Client, stage.SinkOp(p.Sink)}}
-	if p.Source.Client == "" { // that of a deferred query, which its id names
-		both = both[1:]
-	}
 	for i := range both {
 		both[i].op.Holds = true
 	}
@@ -175,7 +172,7 @@ func allowed(c *gin.Context, access auth.Access, bad error) bool {
 // sees reports whether the key may know of what runs between two clients.
 func sees(ctx context.Context, source, sink string) bool {
 	p := auth.FromContext(ctx)
-	return (source == "" || p.MayActAs(source)) && (sink == "" || p.MayActAs(sink))
+	return p.MayActAs(source) && p.MayActAs(sink)
 }
 
 // definition returns the pipeline that the path names, and what its definition
