@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/binary"
 	"math"
-	"strconv"
 	"unicode/utf8"
 
 	"github.com/athena-pipelines/athena/pkg/athena"
@@ -75,16 +74,6 @@ func recordType(t *typ, oid uint32, typmod int32) record.Type {
 		return record.TypeJSON
 	}
 	return record.TypeText
-}
-
-// numericSize reads the precision and the scale out of a typmod.
-func numericSize(typmod int32) (precision, scale int, ok bool) {
-	if typmod < 4 {
-		return 0, 0, false
-	}
-	n := typmod - 4
-	// The scale has 11 bits with a sign (PostgreSQL 15; it is positive before).
-	return int(n>>16) & 0xffff, int((n&0x7ff)^1024) - 1024, true
 }
 
 // A decodedColumn says how the values of one column of a result are read.
@@ -281,62 +270,3 @@ func appendOneLine(dst, p []byte) []byte {
 
 // replaceInvalid puts U+FFFD in the place of each byte that is no UTF-8.
 func replaceInvalid(p []byte) []byte { return []byte(string(bytes.Runes(p))) }
-
-// appendNumeric writes the digits of a numeric: a count of groups of four
-// decimal digits, the weight of the first group, the sign, the number of digits
-// behind the point, and the groups.
-func appendNumeric(dst, p []byte) ([]byte, bool) {
-	if len(p) < 8 {
-		return dst, false
-	}
-	groups := int(binary.BigEndian.Uint16(p))
-	weight := int(int16(binary.BigEndian.Uint16(p[2:])))
-	scale := int(binary.BigEndian.Uint16(p[6:]))
-	if len(p) != 8+2*groups || scale > maxNumericScale {
-		return dst, false
-	}
-	switch binary.BigEndian.Uint16(p[4:]) {
-	case 0x0000:
-	case 0x4000:
-		dst = append(dst, '-')
-	case 0xC000:
-		return append(dst, "NaN"...), true
-	case 0xD000:
-		return append(dst, "Infinity"...), true
-	case 0xF000:
-		return append(dst, "-Infinity"...), true
-	default:
-		return dst, false
-	}
-	p = p[8:]
-	group := func(i int) uint16 { // i counts from the first
-		if i < 0 || i >= groups {
-			return 0
-		}
-		return binary.BigEndian.Uint16(p[2*i:])
-	}
-	if weight < 0 {
-		dst = append(dst, '0')
-	} else {
-		dst = strconv.AppendUint(dst, uint64(group(0)), 10)
-		for i := 1; i <= weight; i++ {
-			dst = appendGroup(dst, group(i))
-		}
-	}
-	if scale == 0 {
-		return dst, true
-	}
-	dst = append(dst, '.')
-	end := len(dst) + scale
-	for i := weight + 1; len(dst) < end; i++ {
-		dst = appendGroup(dst, group(i))
-	}
-	return dst[:end], true
-}
-
-// maxNumericScale is the server's own limit.
-const maxNumericScale = 16383
-
-func appendGroup(dst []byte, n uint16) []byte {
-	return append(dst, byte('0'+n/1000%10), byte('0'+n/100%10), byte('0'+n/10%10), byte('0'+n%10))
-}

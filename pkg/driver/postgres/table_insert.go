@@ -47,13 +47,16 @@ func (tx *tableTx) insert(ctx context.Context, w *rowWriter) error {
 }
 
 // insertRange adds some of the encoded rows. If the server refuses one and says
-// which, those before it are sent again, it is rejected, and the rest follows; if
-// it does not say, the rows are halved until it is found.
+// which, those before it are sent again, it is rejected, and the rest follows, not
+// much more at once than was good so far; if it does not say, the rows are halved
+// until it is found.
 func (tx *tableTx) insertRange(ctx context.Context, w *rowWriter, from, to int) error {
-	for from < to {
-		err := tx.send(ctx, w, from, to)
+	for span := to - from; from < to; {
+		end := min(from+span, to)
+		err := tx.send(ctx, w, from, end)
 		if err == nil {
-			return nil
+			from, span = end, 2*span
+			continue
 		}
 		e := rowProblem(err)
 		if e == nil {
@@ -64,25 +67,29 @@ func (tx *tableTx) insertRange(ctx context.Context, w *rowWriter, from, to int) 
 		}
 		bad := copyLine(e) - 1 + from
 		switch {
-		case bad >= from && bad < to:
+		case bad >= from && bad < end:
 			if err := tx.insertRange(ctx, w, from, bad); err != nil {
 				return err
 			}
 			w.refuse(int(w.rows[bad]), e)
+			span = max(leastSpan, 2*(bad-from))
 			from = bad + 1
-		case to-from == 1:
+		case end-from == 1:
 			w.refuse(int(w.rows[from]), e)
-			return nil
+			from = end
 		default:
-			middle := (from + to) / 2
+			middle := (from + end) / 2
 			if err := tx.insertRange(ctx, w, from, middle); err != nil {
 				return err
 			}
-			from = middle
+			from, span = middle, end-middle
 		}
 	}
 	return nil
 }
+
+// leastSpan is how many rows are worth a statement.
+const leastSpan = 64
 
 func (tx *tableTx) undo(ctx context.Context) error {
 	_, err := tx.conn.PgConn().Exec(ctx, undoRows).ReadAll()
