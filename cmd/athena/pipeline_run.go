@@ -467,9 +467,9 @@ func (p *program) left(run *sdk.Run, again <-chan os.Signal) error {
 	if !people {
 		return outcome{exitPending, errors.New(text)}
 	}
-	select { // the one that led here
+	select { // the one that led here comes on both ways, in either order
 	case <-again:
-	default:
+	case <-time.After(100 * time.Millisecond):
 	}
 	fmt.Fprintf(p.stderr, "\n%s\n", p.paint(p.stderr, yellow, "interrupt once more to cancel the run"))
 	select {

@@ -13,6 +13,9 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"pgregory.net/rapid"
+
+	"github.com/athena-pipelines/athena/pipelines/spec"
 	"github.com/athena-pipelines/athena/pkg/athena"
 	"github.com/athena-pipelines/athena/pkg/sdk"
 )
@@ -369,4 +372,34 @@ func TestNumbersForPeople(t *testing.T) {
 			t.Errorf("%v is %s, want %s", d, got, want)
 		}
 	}
+}
+
+// TestWhatGetShowsIsWhatApplyReads: also texts that YAML would take for something
+// else.
+func TestWhatGetShowsIsWhatApplyReads(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		text := rapid.OneOf(
+			rapid.SampledFrom([]string{"*/15", "yes", "1", "1e3", "null", "~", "a: b", "#x", " lead", "trail ", "two\nlines\n", "2026-01-01", "0x10", "&a", "!b", "- c", "{d}", "'", `"`, "\t", "é", "<<", "=", "%"}),
+			rapid.StringMatching(`[ -~]{1,12}`),
+		).Draw(t, "text")
+		def := &spec.Pipeline{
+			Name: "a", Description: text, Schedule: "*/15 * * * *",
+			Source:     spec.Source{Client: "shop", Query: "select " + text},
+			Transforms: []spec.Transform{{Rename: map[string]string{text: "b"}}, {Select: []string{text}}},
+			Sink:       spec.Sink{Client: "mart", Table: "t"},
+		}
+		want := spec.Encode(def)
+		shown, err := definitionYAML(want)
+		if err != nil {
+			t.Fatal(err)
+		}
+		read, err := spec.Decode(shown)
+		if err != nil {
+			t.Fatalf("%v in\n%s", err, shown)
+		}
+		if got := spec.Encode(read); string(got) != string(want) {
+			t.Errorf("got  %s\nwant %s\nby\n%s", got, want, shown)
+		}
+	})
 }
