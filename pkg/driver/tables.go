@@ -211,7 +211,9 @@ type TableTx interface {
 	// ends the transaction. The batch may have another schema than the target was
 	// prepared for, if the target has all its columns.
 	Write(ctx context.Context, b *record.Batch) ([]record.Rejected, error)
-	// Copy writes rows in the engine's own form, as CopyTable gives them.
+	// Copy writes rows in the engine's own form, as CopyTable gives them. An error
+	// ends the transaction; ErrRefusedRow is in its chain if it is for one row's
+	// sake.
 	Copy(ctx context.Context, r io.Reader) (rows int64, err error)
 	// Commit stores the checkpoint and commits. ErrOvertaken says that somebody
 	// else has committed under the key meanwhile: then nothing is.
@@ -222,6 +224,11 @@ type TableTx interface {
 
 // ErrOvertaken is in the chain of Commit's error where another has committed.
 var ErrOvertaken = errors.New("driver: another has committed meanwhile")
+
+// ErrRefusedRow is in the chain of Copy's error where the engine refused a row by
+// what it holds: given to Write in another transaction, that row is rejected and
+// the others are written.
+var ErrRefusedRow = errors.New("driver: the engine refused a row")
 
 // A CheckpointKey says whose checkpoint it is.
 type CheckpointKey struct {

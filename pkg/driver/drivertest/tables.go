@@ -722,6 +722,17 @@ func (c *tableSuite) copies(t *testing.T, copier driver.TableCopier) {
 	if other, err := copier.CopyForm(t.Context(), read); err != nil || other == form {
 		t.Errorf("other columns have the form %q, %v", other, err)
 	}
+	keyed := c.prepare(t, driver.TableTarget{Mode: driver.Upsert, Key: []string{"id"}})
+	c.write(t, keyed, done(), itemRange(7, 8))
+	keyed.Mode = driver.Append
+	twice := c.begin(t, keyed)
+	defer twice.Rollback(t.Context())
+	if _, err := twice.Copy(t.Context(), strings.NewReader(data.String())); !errors.Is(err, driver.ErrRefusedRow) {
+		t.Errorf("a copy with a row whose key is there: %v", err)
+	}
+	if rejected := c.write(t, keyed, done(), itemRange(0, 60)); len(rejected) != 1 || rejected[0].Row != 7 {
+		t.Errorf("the same rows one by one: %+v", rejected)
+	}
 	broken := c.begin(t, to)
 	defer broken.Rollback(t.Context())
 	if _, err := broken.Copy(t.Context(), strings.NewReader(data.String()[:data.Len()-30])); err == nil {

@@ -91,7 +91,7 @@ func (tx *tableTx) Write(ctx context.Context, b *record.Batch) ([]record.Rejecte
 
 // writerFor keeps the writer as long as the schema stays.
 func (tx *tableTx) writerFor(b *record.Batch) (*rowWriter, error) {
-	changes := b.Changes != nil
+	changes := b.Changes != nil && tx.t.Changes
 	if w := tx.writer; w != nil && w.schema == b.Schema && w.changes == changes {
 		return w, nil
 	}
@@ -113,6 +113,9 @@ func (tx *tableTx) Copy(ctx context.Context, r io.Reader) (int64, error) {
 	sql := "COPY " + quoteTable(tx.into.name) + " (" + strings.Join(quoteAll(tx.t.Schema.Names()), ", ") + ") FROM STDIN (FORMAT binary)"
 	tag, err := tx.conn.PgConn().CopyFrom(ctx, r, sql)
 	if err != nil {
+		if rowProblem(err) != nil {
+			err = errors.Join(driver.ErrRefusedRow, err)
+		}
 		return 0, tx.fail(ctx, err)
 	}
 	return tag.RowsAffected(), nil
