@@ -27,11 +27,12 @@ func (p *program) demoCommand() *cobra.Command {
 	var burst int
 	cmd := &cobra.Command{
 		Use:   "demo",
-		Short: "See deferred queries and change streams work, on a real PostgreSQL, in a minute",
+		Short: "See deferred queries, change streams and a pipeline work, on real processes, in a minute",
 		Long: `Starts a PostgreSQL, a server and workers as real processes in a temporary place, and
 does the main job before your eyes: queries now and later, a frozen client, a repeated
 submit, a worker killed in the middle of a write and of a COMMIT, a burst of submits;
-then the changes of two tables as a stream, with the capturing worker killed.
+then the changes of two tables as a stream, and a pipeline that writes them to Parquet on
+an S3 server, with the worker of both killed and the files' rows held against the stream.
 Each step is checked. In the end everything is stopped and removed; the exit code is 0
 only if all of it worked.`,
 		Args: cobra.NoArgs,
@@ -63,6 +64,10 @@ type demo struct {
 	shop   *sdk.Client
 	burst  int
 	worker map[string]*child
+	lake   *lake
+	run    *sdk.Run // of the pipeline
+	// follower is the worker that the pipeline was started on.
+	follower string
 }
 
 // demo shows all steps, or as many as work, and cleans up.
@@ -84,7 +89,9 @@ func (p *program) demo(ctx context.Context, burst int, keep bool) (err error) {
 		{"A worker is killed in the middle of a write, and of a COMMIT", d.killed},
 		{"A burst of submits, each on disk before it is answered", d.flood},
 		{"The changes of the shop become a stream", d.capture},
-		{"The shop is written to, a subscriber follows, and the capturing worker is killed", d.changes},
+		{"A pipeline takes the orders to Parquet on S3", d.pipeline},
+		{"The shop is written to, a subscriber follows, and the worker of stream and pipeline is killed", d.changes},
+		{"The files of the pipeline hold what the stream has", d.files},
 	} {
 		if err == nil {
 			err = d.tell.step(ctx, step.title, step.do)
@@ -157,7 +164,7 @@ func (d *demo) start(ctx context.Context) (err error) {
 
 // startWorker starts a process that has one connection, to the bus.
 func (d *demo) startWorker(name string) error {
-	w, err := d.spawn(d.dir, name, nil, "worker", "--nats", d.nats, "--id", name, "--data", filepath.Join(d.dir, name))
+	w, err := d.spawn(d.dir, name, nil, "worker", "--nats", d.nats, "--id", name, "--data", filepath.Join(d.dir, name), "--set", "worker.lease=3s")
 	if err != nil {
 		return err
 	}
@@ -193,6 +200,9 @@ func (d *demo) cleanUp(ctx context.Context, keep bool) error {
 	}
 	for _, c := range d.children() {
 		errs = append(errs, c.stop(25*time.Second))
+	}
+	if d.lake != nil {
+		d.lake.stop(ctx)
 	}
 	if d.db != nil {
 		d.db.Close()

@@ -57,12 +57,16 @@ func (r *replica) apply(c *cdc.Change) error {
 	if c.Tx != nil {
 		r.delays = append(r.delays, time.Since(c.Tx.At))
 	}
-	r.ended = r.ended || c.Op == cdc.Insert && strings.Contains(string(c.After), demoEnd)
+	r.ended = r.ended || isEnd(c)
 	return nil
 }
 
 // demoEnd is the note of the last order.
 const demoEnd = "the demo ends here"
+
+func isEnd(c *cdc.Change) bool {
+	return c.Op == cdc.Insert && strings.Contains(string(c.After), demoEnd)
+}
 
 func (d *demo) capture(ctx context.Context) error {
 	check, err := d.shop.CDC().Check(ctx, sdk.CaptureSpec{Tables: demoTables})
@@ -223,7 +227,11 @@ func (d *demo) killCapture(ctx context.Context, n int) error {
 		return err
 	}
 	delete(d.worker, name)
-	d.tell.fact("after %d transactions %s, which captures the shop, is killed with SIGKILL", n, name)
+	also := ""
+	if name == d.follower {
+		also = " and runs the pipeline"
+	}
+	d.tell.fact("after %d transactions %s, which captures the shop%s, is killed with SIGKILL", n, name, also)
 	return d.startWorker(fmt.Sprintf("worker-cdc-%d", n))
 }
 

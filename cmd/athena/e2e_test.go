@@ -545,7 +545,7 @@ func TestDemo(t *testing.T) {
 		Figures map[string]float64 `json:"figures"`
 		Steps   []demoStep         `json:"steps"`
 	}
-	if err := json.Unmarshal(raw, &report); err != nil || !report.OK || len(report.Steps) != 10 {
+	if err := json.Unmarshal(raw, &report); err != nil || !report.OK || len(report.Steps) != 12 {
 		t.Errorf("%v: %s", err, raw)
 	}
 	t.Logf("figures: %v", report.Figures)

@@ -168,6 +168,9 @@ func hint(name string, known []string) string {
 	if best := Nearest(name, known); best != "" {
 		return "; did you mean " + best + "?"
 	}
+	if len(known) == 0 {
+		return "; there are none here"
+	}
 	return "; the known ones are " + strings.Join(known, ", ")
 }
 
