@@ -82,6 +82,7 @@ func TestWhatIsWrongWithADefinitionIsNamed(t *testing.T) {
 		"a dry run":                 {"/pipelines/a", `{"dry_run":true,` + batch[1:], "dry_run"},
 		"a mode that is none":       {"/pipelines/a", strings.Replace(batch, `"public.copy"`, `"public.copy","mode":"replace"`, 1), "sink.mode"},
 		"a schedule that is none":   {"/pipelines/a", strings.Replace(scheduled, "*/15", "61", 1), "schedule"},
+		"a template on a schedule":  {"/pipelines/a", `{"schedule":"* * * * *",` + template[1:], "schedule"},
 		"a stream on a schedule":    {"/pipelines/a", `{"schedule":"* * * * *",` + follower[1:], "schedule"},
 		"a value where no param is": {"/pipelines/a", strings.Replace(template, `"params":{"table":{}}`, `"params":{"x":{}}`, 1), "source.table"},
 	} {

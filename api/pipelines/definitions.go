@@ -324,6 +324,8 @@ func decodeNamed(c *gin.Context) (*spec.Pipeline, error) {
 		return nil, err
 	case p.Name != name:
 		return nil, athena.Errorf(athena.CodeInvalidRequest, "name is %q, and the path names %q; leave it out or make them equal", p.Name, name).At("name")
+	case p.Schedule != "" && len(p.Params) > 0:
+		return nil, athena.Errorf(athena.CodeInvalidRequest, "a template is run by who gives it values, and has no schedule; store a definition that has the values").At("schedule")
 	case p.DryRun:
 		return nil, athena.Errorf(athena.CodeInvalidRequest, "dry_run is for a definition that is run at once; plan this one with POST /pipelines/plan").At("dry_run")
 	}
