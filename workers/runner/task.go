@@ -110,7 +110,19 @@ func (a *attempt) do(ctx context.Context) error {
 }
 
 // move reads, transforms, writes and commits.
-func (a *attempt) move(ctx context.Context, from stage.Source, to target) (err error) {
+func (a *attempt) move(ctx context.Context, from stage.Source, to target) error {
+	straight, err := a.straight(ctx, from, to)
+	if err == nil {
+		err = a.pass(ctx, from, to, straight)
+	}
+	if straight && errors.Is(err, driver.ErrRefusedRow) { // which is found row by row
+		err = a.pass(ctx, from, to, false)
+	}
+	return err
+}
+
+// pass moves the part once: straight, or batch by batch.
+func (a *attempt) pass(ctx context.Context, from stage.Source, to target, straight bool) (err error) {
 	w := to.begin(a.part())
 	defer func() {
 		actx, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
@@ -122,10 +134,6 @@ func (a *attempt) move(ctx context.Context, from stage.Source, to target) (err e
 		return err
 	}
 	a.flow = &flow{job: a.job, chains: chains, writer: w, name: a.part()}
-	straight, err := a.straight(ctx, from, to)
-	if err != nil {
-		return err
-	}
 	if straight {
 		err = a.copy(ctx, from.(*source.Table), w.(*sink.TableWriter))
 	} else {
