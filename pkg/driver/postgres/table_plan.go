@@ -22,8 +22,9 @@ type targetFacts struct {
 	deferred                                  []string // constraints that are checked at commit
 	references                                []string // foreign keys of the table itself
 	triggers                                  []string
-	schemaThere, creates                      bool // the target's schema; we may create in it
-	ownThere, ownUsable, ownCreatable         bool // our schema
+	numbered                                  []string // columns that a sequence fills
+	schemaThere, creates                      bool     // the target's schema; we may create in it
+	ownThere, ownUsable, ownCreatable         bool     // our schema
 	checkpointsThere, checkpointsUsable       bool
 	readOnly                                  bool // the server, or all transactions of the role
 }
@@ -41,6 +42,9 @@ SELECT coalesce(pg_catalog.pg_has_role(c.relowner, 'USAGE'), false),
        ARRAY(SELECT k.conname::text FROM pg_catalog.pg_constraint k WHERE k.conrelid = c.oid AND k.condeferred ORDER BY 1),
        ARRAY(SELECT k.conname::text FROM pg_catalog.pg_constraint k WHERE k.conrelid = c.oid AND k.contype = 'f' ORDER BY 1),
        ARRAY(SELECT g.tgname::text FROM pg_catalog.pg_trigger g WHERE g.tgrelid = c.oid AND NOT g.tgisinternal AND g.tgenabled IN ('O', 'A') ORDER BY 1),
+       ARRAY(SELECT a.attname::text FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_class q ON q.oid = d.objid AND q.relkind = 'S'
+             JOIN pg_catalog.pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+             WHERE d.classid = 'pg_class'::regclass AND d.refobjid = c.oid AND d.deptype IN ('a', 'i') ORDER BY 1),
        n.oid IS NOT NULL, coalesce(has_schema_privilege(n.oid, 'CREATE'), false),
        own.oid IS NOT NULL, coalesce(has_schema_privilege(own.oid, 'USAGE') AND has_schema_privilege(own.oid, 'CREATE'), false), has_database_privilege(current_database(), 'CREATE'),
        p.oid IS NOT NULL, coalesce(has_table_privilege(p.oid, 'SELECT') AND has_table_privilege(p.oid, 'INSERT')
@@ -54,7 +58,7 @@ LEFT JOIN pg_catalog.pg_class p ON p.relnamespace = own.oid AND p.relname = 'che
 
 func factsOf(ctx context.Context, conn *pgx.Conn, t driver.TableName) (f targetFacts, err error) {
 	_, err = on(conn)(ctx, targetFactsQuery, []any{t.Schema, t.Table}, func(rows pgx.Rows) error {
-		return rows.Scan(&f.owned, &f.inserts, &f.selects, &f.updates, &f.deletes, &f.uniques, &f.referencedBy, &f.deferred, &f.references, &f.triggers,
+		return rows.Scan(&f.owned, &f.inserts, &f.selects, &f.updates, &f.deletes, &f.uniques, &f.referencedBy, &f.deferred, &f.references, &f.triggers, &f.numbered,
 			&f.schemaThere, &f.creates, &f.ownThere, &f.ownUsable, &f.ownCreatable, &f.checkpointsThere, &f.checkpointsUsable, &f.readOnly)
 	})
 	return f, err
@@ -298,6 +302,11 @@ func (p *planner) privileges() {
 func (p *planner) behaviour() {
 	if len(p.facts.triggers) > 0 {
 		p.note("triggers fire for each row: %s", strings.Join(p.facts.triggers, ", "))
+	}
+	for _, c := range p.facts.numbered {
+		if p.t.Schema.Index(c) >= 0 {
+			p.note("column %q is given its values, and its sequence does not move: setval it before others insert rows", c)
+		}
 	}
 	if len(p.facts.deferred) > 0 {
 		p.note("constraints are checked at commit only, where a row that breaks one fails all rows of its transaction: %s", strings.Join(p.facts.deferred, ", "))

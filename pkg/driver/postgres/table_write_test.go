@@ -365,3 +365,29 @@ func TestChangesBecomeALog(t *testing.T) {
 		t.Error(got)
 	}
 }
+
+// TestValuesThatMoveFromRowToRowAreNoConflict passes unique values on between rows
+// within one batch, and then writes the first row once more: what the rows come to
+// conflicts in any order, but not what they did.
+func TestValuesThatMoveFromRowToRowAreNoConflict(t *testing.T) {
+	t.Parallel()
+	r := newTableRig(t, `CREATE TABLE t (id bigint PRIMARY KEY, name text UNIQUE); INSERT INTO t VALUES (1, 'a'), (2, 'b'), (3, 'c')`)
+	target := driver.TableTarget{Table: public("t"), Mode: driver.Upsert, Key: []string{"id"}, Schema: people, Changes: true}
+	r.prepare(target)
+	b := record.New(people, 8)
+	for _, step := range []struct {
+		id   int64
+		name string
+	}{{1, "free"}, {2, "a"}, {3, "b"}, {1, "c"}, {3, "z"}, {2, "b"}, {3, "a"}} {
+		b.Columns[0].AppendInt(step.id)
+		b.Columns[1].AppendString(step.name)
+		b.Changes = append(b.Changes, record.Change{Op: cdc.Update})
+		b.Done()
+	}
+	if rejected := r.write(target, done(), b); rejected != nil {
+		t.Errorf("rejected: %+v", rejected)
+	}
+	if got := r.text("SELECT string_agg(t::text, ' ' ORDER BY id) FROM t"); got != "(1,c) (2,b) (3,a)" {
+		t.Error(got)
+	}
+}
