@@ -257,9 +257,14 @@ type Cursor struct {
 	// Part and Schema are those of the commit that was decided on, for its manifest.
 	Part   string         `json:"part,omitempty"`
 	Schema *record.Schema `json:"schema,omitempty"`
-	// Before is the position to which the cursor goes back if what was decided
-	// cannot be published any more.
-	Before cdc.Position `json:"before,omitempty"`
+	// Run is the run that moved the cursor last, and Counts what it has counted up to
+	// Position: what it reads again behind that is counted once.
+	Run    string `json:"run,omitempty"`
+	Counts Counts `json:"counts,omitzero"`
+	// Before is the position to which the cursor goes back, with its counts, if what
+	// was decided cannot be published any more.
+	Before       cdc.Position `json:"before,omitempty"`
+	CountsBefore Counts       `json:"counts_before,omitzero"`
 	// Snapshot is that whose rows are still to come, behind Position.
 	Snapshot string `json:"snapshot,omitempty"`
 

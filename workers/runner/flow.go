@@ -41,7 +41,7 @@ const rejectedHeld = 500
 
 // push takes a batch of the source's rows.
 func (f *flow) push(ctx context.Context, b *record.Batch) error {
-	f.counts.Read += int64(b.Rows())
+	f.counts.Read += counted(b)
 	f.counts.Bytes += int64(b.Size())
 	begun := time.Now()
 	c, err := f.chains.of(b)
@@ -85,21 +85,36 @@ func (f *flow) end(ctx context.Context, c *transform.Chain) error {
 	return f.store(ctx)
 }
 
+// counted is how many rows a batch counts for: a change of a key is one change,
+// though the old row goes with it.
+func counted(b *record.Batch) int64 {
+	n := b.Rows()
+	for i := range b.Changes {
+		if b.Changes[i].Implied {
+			n--
+		}
+	}
+	return int64(n)
+}
+
 func (f *flow) write(ctx context.Context, parts []transform.Part) error {
 	for _, p := range parts {
 		if p.Batch.Rows() == 0 {
 			continue
 		}
-		begun := time.Now()
+		begun, rows := time.Now(), counted(p.Batch)
 		rejected, err := f.writer.Write(ctx, p.Route, p.Batch)
 		f.busy.Sink += time.Since(begun)
 		if err != nil {
 			return at(err, "sink")
 		}
 		for _, r := range rejected {
+			if p.Batch.Changes == nil || !p.Batch.Changes[r.Row].Implied {
+				rows--
+			}
 			f.reject(runs.Rejected{Stage: "sink", Reason: r.Reason, Column: r.Column, Route: p.Route}, p.Batch, r.Row)
 		}
-		f.counts.Written += int64(p.Batch.Rows() - len(rejected))
+		f.counts.Written += rows
 	}
 	if len(f.rejected) >= rejectedHeld {
 		return f.store(ctx)

@@ -116,7 +116,7 @@ func (r *runner) become(ctx context.Context, state runs.State, cause *runs.Cause
 		}
 		if state.Over() {
 			run.EndedAt = time.Now().UTC()
-			run.Totals = r.totals(run)
+			run.Totals = r.totals(ctx, run)
 		}
 		if format != "" {
 			run.Log(format, args...)
@@ -133,10 +133,13 @@ func same(a, b *runs.Cause) bool {
 	return a == nil && b == nil || a != nil && b != nil && a.Code == b.Code && a.Message == b.Message && a.Stage == b.Stage
 }
 
-// totals are what a batch has come to by now; of a stream they are told with its
-// progress.
-func (r *runner) totals(run *runs.Run) (sum runs.Counts) {
+// totals are what a run has come to by now; of a stream they are kept with its
+// cursor, or if that cannot be had, as they were last told.
+func (r *runner) totals(ctx context.Context, run *runs.Run) (sum runs.Counts) {
 	if run.Kind == runs.Stream {
+		if c, err := r.Store.Cursor(ctx, run.PipelineID); err == nil && c.Run == run.ID {
+			return c.Counts
+		}
 		p, _ := r.Store.Progress(run.ID)
 		return p.Counts
 	}
@@ -160,6 +163,7 @@ func (r *runner) asked(ctx context.Context, run runs.Run) (bool, error) {
 		return true, err
 	case runs.WantStop:
 		if run.Kind == runs.Stream {
+			r.conclude(ctx, run)
 			_, err := r.become(ctx, runs.Stopped, nil, "stopped")
 			return true, err
 		}
@@ -183,6 +187,7 @@ func (r *runner) quiet(ctx context.Context, run runs.Run) error {
 // cancel ends a run, and undoes what has not taken effect as a whole.
 func (r *runner) cancel(ctx context.Context, run runs.Run) error {
 	if run.Kind == runs.Stream {
+		r.conclude(ctx, run)
 		_, err := r.become(ctx, runs.Cancelled, nil, "cancelled; what was written stays")
 		return err
 	}
@@ -207,7 +212,7 @@ func (r *runner) cancel(ctx context.Context, run runs.Run) error {
 		case err == nil && (j.spec.Sink.Objects != nil || j.spec.Sink.Mode.Staged()):
 			text = "cancelled; what had been staged was removed"
 		case err == nil:
-			text = fmt.Sprintf("cancelled; %d rows had been written and stay", r.totals(&run).Written)
+			text = fmt.Sprintf("cancelled; %d rows had been written and stay", r.totals(ctx, &run).Written)
 		default: // it ends all the same
 			text = fmt.Sprintf("cancelled; what had been staged was not removed: %s", athena.AsError(err).Message)
 		}

@@ -10,6 +10,7 @@ import (
 	"github.com/athena-pipelines/athena/pipelines/sink"
 	"github.com/athena-pipelines/athena/pipelines/spec"
 	"github.com/athena-pipelines/athena/pipelines/stage"
+	"github.com/athena-pipelines/athena/pkg/driver"
 	"github.com/athena-pipelines/athena/pkg/record"
 )
 
@@ -34,6 +35,10 @@ func (t *objectTarget) begin(part string) stage.Writer { return t.Begin(t.owner 
 
 func (t *objectTarget) done(context.Context, string) (runs.Counts, bool, error) {
 	return runs.Counts{}, false, nil
+}
+
+func (t *objectTarget) reached(context.Context, string) (driver.Checkpoint, bool, error) {
+	return driver.Checkpoint{}, false, nil
 }
 
 func (t *objectTarget) publish(ctx context.Context, objects []stage.Object) error {

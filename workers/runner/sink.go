@@ -26,6 +26,9 @@ type target interface {
 	// done reports whether an earlier attempt at a part of a batch has committed
 	// it, and what it counted.
 	done(ctx context.Context, part string) (runs.Counts, bool, error)
+	// reached returns the checkpoint of a part of a stream; false if the sink keeps
+	// none.
+	reached(ctx context.Context, part string) (driver.Checkpoint, bool, error)
 	// publish makes objects appear that were decided on.
 	publish(ctx context.Context, objects []stage.Object) error
 	// list tells which objects a commit of a stream has published.
@@ -116,6 +119,10 @@ func (t *tableTarget) done(ctx context.Context, part string) (c runs.Counts, ok 
 		err = json.Unmarshal(cp.Note, &c)
 	}
 	return c, ok, err
+}
+
+func (t *tableTarget) reached(ctx context.Context, part string) (driver.Checkpoint, bool, error) {
+	return t.Begin(part).Done(ctx)
 }
 
 func (t *tableTarget) publish(context.Context, []stage.Object) error { return nil }

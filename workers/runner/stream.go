@@ -2,6 +2,7 @@ package runner
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"time"
@@ -54,7 +55,8 @@ type follower struct {
 	newest  int64        // when the last change was committed at its source
 	counts  runs.Counts  // of what has taken effect
 	busy    runs.Busy
-	stored  time.Time // when the cursor was
+	stored  time.Time    // when the cursor was
+	late    *runs.Cursor // of what has taken effect, and is not stored yet
 	told    time.Time
 	attempt *int
 }
@@ -77,23 +79,23 @@ func (l *leader) follow(ctx context.Context, attempt *int) error {
 		return at(err, "source")
 	}
 	return l.job.withSink(ctx, func(ctx context.Context, to target) error {
-		_, tables := to.(*tableTarget)
-		f := &follower{leader: l, to: to, tables: tables, attempt: attempt, chains: map[*record.Schema]*chained{}}
-		if o := l.job.spec.Sink.Objects; o != nil {
-			f.roll = o.Roll
-		}
+		f := newFollower(l, to)
+		f.attempt = attempt
 		f.changes = source.Changes{Store: l.Changes, Client: s.Client, Types: l.Drivers[client.Engine()].ColumnType}
 		return f.run(ctx)
 	})
 }
 
-func (f *follower) run(ctx context.Context) (err error) {
-	if p, ok := f.Store.Progress(f.id); ok {
-		f.counts = p.Counts
+func newFollower(l *leader, to target) *follower {
+	_, tables := to.(*tableTarget)
+	f := &follower{leader: l, to: to, tables: tables, chains: map[*record.Schema]*chained{}}
+	if o := l.job.spec.Sink.Objects; o != nil {
+		f.roll = o.Roll
 	}
-	if f.cursor, err = f.Store.Cursor(ctx, f.job.checkpoints()); err != nil {
-		return err
-	}
+	return f
+}
+
+func (f *follower) run(ctx context.Context) error {
 	f.expect = maps.Clone(f.Store.Standing(f.job.checkpoints()).Schemas)
 	if f.expect == nil {
 		f.expect = map[string]*record.Schema{}
@@ -146,35 +148,6 @@ func quoted(names []string) []string {
 	return out
 }
 
-// settle publishes what was decided before a crash.
-func (f *follower) settle(ctx context.Context) error {
-	if err := f.to.sweep(ctx, f.cursor.Decided); err != nil {
-		return at(err, "sink")
-	}
-	if len(f.cursor.Decided) == 0 {
-		return nil
-	}
-	err := f.to.publish(ctx, f.cursor.Decided)
-	if err == nil {
-		err = f.to.list(ctx, f.cursor.Part, f.cursor.Decided, f.cursor.Schema)
-	}
-	next := f.cursor
-	next.Decided, next.Part, next.Schema = nil, "", nil
-	switch {
-	case athena.CodeOf(err) == athena.CodeNotFound:
-		// The store has let go of what was staged: read it again.
-		f.Log.Warn("uploads that were to be published are gone; their changes are read again", "run", f.id, telemetry.KeyError, err)
-		if err := f.to.undo(ctx, f.cursor.Decided); err != nil {
-			return err
-		}
-		next.Position = f.cursor.Before
-	case err != nil:
-		return err
-	}
-	f.cursor, err = f.Store.PutCursor(ctx, f.job.checkpoints(), next)
-	return err
-}
-
 // begin decides where a stream begins that has not (law 6).
 func (f *follower) begin(ctx context.Context) error {
 	s := f.job.spec.Source
@@ -186,7 +159,7 @@ func (f *follower) begin(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if f.cursor, err = f.Store.PutCursor(ctx, f.job.checkpoints(), next); err != nil {
+		if err := f.put(ctx, next); err != nil {
 			return err
 		}
 		if _, err := f.Store.Change(ctx, f.id, func(r *runs.Run) error { r.Log("%s", text); return nil }); err != nil {
@@ -315,11 +288,14 @@ func (f *follower) open() *flow {
 	return f.flow
 }
 
+// streamPart is the part under which tables keep the checkpoint of a stream.
+const streamPart = "stream"
+
 // part names what a commit writes: of tables the checkpoint, which is the same
 // for all commits; of objects where they begin.
 func (f *follower) part() string {
 	if f.tables {
-		return "stream"
+		return streamPart
 	}
 	return fmt.Sprintf("%012d-%s", f.cursor.Commit+1, f.at)
 }
@@ -405,21 +381,29 @@ func (f *follower) commit(ctx context.Context) error {
 	defer cancel()
 	next := f.cursor
 	next.Before, next.Position, next.Decided = f.cursor.Position, f.at, nil
+	next.Run, next.CountsBefore, next.Counts = f.id, f.counts, f.counts
 	if f.writer != nil {
 		crashpoint.Here(crashpoint.StreamWritten)
 		next.Commit++
 		next.Part = f.named
-		err := f.writer.Commit(ctx, driver.Checkpoint{
-			CheckpointKey: driver.CheckpointKey{Pipeline: f.job.checkpoints(), Part: f.named}, Position: f.at,
+		sum := f.counts
+		sum.Add(f.flow.counts)
+		note, err := json.Marshal(effect{f.id, sum})
+		if err != nil {
+			return err
+		}
+		err = f.writer.Commit(ctx, driver.Checkpoint{
+			CheckpointKey: driver.CheckpointKey{Pipeline: f.job.checkpoints(), Part: f.named}, Position: f.at, Note: note,
 		}, func(ctx context.Context, objects []stage.Object) error {
 			next.Decided = objects
+			f.flow.counts.Objects += int64(len(objects))
+			next.Counts.Add(f.flow.counts)
 			if n := len(objects); n > 0 {
 				next.Schema = objects[n-1].Schema
 			}
 			err := f.put(ctx, next)
 			next = f.cursor
 			crashpoint.Here(crashpoint.StreamDecided)
-			f.flow.counts.Objects += int64(len(objects))
 			return err
 		})
 		if err == nil {
@@ -431,13 +415,19 @@ func (f *follower) commit(ctx context.Context) error {
 		crashpoint.Here(crashpoint.StreamCommitted)
 		f.counts.Add(f.flow.counts)
 		f.busy.Add(f.flow.busy)
-		next.Decided, next.Part, next.Schema = nil, "", nil
+		next.Decided, next.Part, next.Schema, next.Counts = nil, "", nil, f.counts
 	}
 	f.writer, f.flow = nil, nil
 	if f.tables && time.Since(f.stored) < cursorEvery && next.Snapshot == f.cursor.Snapshot {
-		return nil // the checkpoint says it as well
+		f.late = &next // the checkpoint says it as well
+		return nil
 	}
-	f.stored = time.Now()
+	return f.store(ctx, next)
+}
+
+// store stores the cursor of what has taken effect.
+func (f *follower) store(ctx context.Context, next runs.Cursor) error {
+	f.stored, f.late = time.Now(), nil
 	if err := f.put(ctx, next); err != nil {
 		return err
 	}
@@ -458,14 +448,18 @@ func (f *follower) put(ctx context.Context, next runs.Cursor) error {
 
 // drain commits what was read whole before the run was to end.
 func (f *follower) drain(ctx context.Context, why error) error {
-	if !f.clean || f.writer == nil && f.at == f.cursor.Position {
-		return why
-	}
 	dctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
 	defer cancel()
 	f.stored = time.Time{}
-	if err := f.commit(dctx); err != nil {
-		f.Log.Warn("what was read was not written; it is read again", "run", f.id, telemetry.KeyError, err)
+	switch {
+	case f.clean && (f.writer != nil || f.at != f.cursor.Position):
+		if err := f.commit(dctx); err != nil {
+			f.Log.Warn("what was read was not written; it is read again", "run", f.id, telemetry.KeyError, err)
+		}
+	case f.late != nil:
+		if err := f.store(dctx, *f.late); err != nil {
+			f.Log.Warn("how far a stream has come was not stored; its checkpoint tells", "run", f.id, telemetry.KeyError, err)
+		}
 	}
 	f.told = time.Time{}
 	if err := f.tell(dctx, source.Chunk{}); err != nil {
@@ -513,7 +507,10 @@ func (f *follower) handOver(ctx context.Context) error {
 			return f.snapshotting(ctx, p.State)
 		}
 		next := f.cursor
-		next.Snapshot = ""
+		if f.late != nil {
+			next = *f.late
+		}
+		next.Snapshot, f.late = "", nil
 		if err := f.put(ctx, next); err != nil {
 			return err
 		}
