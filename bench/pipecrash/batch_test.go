@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/athena-pipelines/athena/bench/rig"
 	"github.com/athena-pipelines/athena/pkg/driver"
 	"github.com/athena-pipelines/athena/pkg/sdk"
 )
@@ -43,8 +42,8 @@ func (b batch) run(s *stage, kills int) {
 	s.Helper()
 	left := kills
 	for again := 0; left > 0 && again <= kills; again++ {
-		s.next++
-		round := s.next
+		*s.round++
+		round := *s.round
 		def := b.prepare(s, round)
 		info, err := s.api.Pipelines().Run(s.ctx, def.json(), sdk.RunOptions{IdempotencyKey: fmt.Sprint(s.Name(), round)})
 		s.check(err)
@@ -233,45 +232,3 @@ const (
 	merges     = "SELECT 1200 + 400 + 200::bigint" // missing, other, gone
 	overwrites = "SELECT 2400::bigint"
 )
-
-func groups() []group {
-	return []group{
-		{
-			name: "batches to tables", rig: rig.Config{Workers: 1},
-			scenarios: []scenario{
-				{"a table is appended, no row twice and none missing", 7, tables("append", keyless, "")},
-				{"rows that are filtered and computed are appended once", 6, transformed},
-				{"a table is upserted, and what it does not have is left alone", 6, upserted},
-				{"a table is merged, and counts what it changed", 7, tables("merge", older, merges)},
-				{"a table is overwritten as a whole", 7, tables("overwrite", older, overwrites)},
-			},
-		},
-		{
-			name: "batches by two workers", rig: rig.Config{Workers: 2},
-			scenarios: []scenario{
-				{"two workers append a table, no row twice and none missing", 9, tables("append", keyless, "")},
-				{"two workers merge a table", 9, tables("merge", older, merges)},
-				{"the rows of a query are appended once", 6, queried},
-				{"the rows of objects are appended once", 7, fromObjects},
-				{"two workers write ndjson, each row in one object that is listed", 10, toObjects("ndjson")},
-			},
-		},
-		{
-			name: "batches to objects", rig: rig.Config{Workers: 1},
-			scenarios: []scenario{
-				{"a table goes to parquet, each row in one object that is listed", 10, toObjects("parquet")},
-				{"a table goes to ndjson, each row in one object that is listed", 9, toObjects("ndjson")},
-			},
-		},
-	}
-}
-
-func short() group {
-	return group{
-		name: "a few kills", rig: rig.Config{Workers: 2},
-		scenarios: []scenario{
-			{"a table is appended, no row twice and none missing", 4, tables("append", keyless, "")},
-			{"a table goes to ndjson, each row in one object that is listed", 4, toObjects("ndjson")},
-		},
-	}
-}

@@ -46,11 +46,11 @@ type stage struct {
 	lake    *s3.Backend
 	seed    uint64
 	rnd     *rand.Rand
-	next    int // number of the next round
+	round   *int // the last one, of all scenarios
 }
 
 func newStage(ctx context.Context, t *testing.T, g group, seed uint64) *stage {
-	s := &stage{T: t, ctx: ctx, seed: seed, rnd: rand.New(rand.NewPCG(seed, 1))}
+	s := &stage{T: t, ctx: ctx, seed: seed, rnd: rand.New(rand.NewPCG(seed, 1)), round: new(int)}
 	cfg := g.rig
 	cfg.Binary = binary
 	terms := fmt.Sprintf("  task_bytes: 24KiB\n  lease: %s\n", lease)
@@ -214,7 +214,7 @@ func (s *stage) wait(d time.Duration, over <-chan struct{}) bool {
 
 // patience is how long a process may take to come to a point: then it is killed
 // where it is.
-const patience = 8 * time.Second
+const patience = 6 * time.Second
 
 // suffer has p die, and reports whether it did.
 func (s *stage) suffer(p *rig.Process, st stop, over <-chan struct{}) (died bool) {
