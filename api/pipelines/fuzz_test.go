@@ -52,7 +52,7 @@ func FuzzRequests(f *testing.F) {
 		if query != "" {
 			path += "?" + query
 		}
-		if strings.Contains(query, "wait") && len(query) > 16 || strings.Contains(body, "wait") {
+		if strings.Contains(strings.ReplaceAll(query, "wait=1ms", ""), "wait") || strings.Contains(body, "wait") {
 			t.Skip("it might wait long")
 		}
 		if strings.ContainsFunc(query, func(r rune) bool { return r <= ' ' || r >= 0x7f }) {

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -15,6 +14,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"go.yaml.in/yaml/v3"
 
 	"github.com/athena-pipelines/athena/pipelines/spec"
 	"github.com/athena-pipelines/athena/pkg/athena"
@@ -386,8 +386,23 @@ func (p *program) pipelineGet() *cobra.Command {
 
 // definitionYAML writes a definition in the form that people write.
 func definitionYAML(raw json.RawMessage) ([]byte, error) {
-	text, err := asYAML(raw)
-	return bytes.TrimLeft(text, "\n"), err
+	var doc yaml.Node
+	if err := yaml.Unmarshal(raw, &doc); err != nil { // JSON is YAML
+		return nil, err
+	}
+	block(&doc)
+	quoteMerges(&doc)
+	return yaml.Marshal(&doc)
+}
+
+// quoteMerges keeps texts that are "<<" from being read as YAML's merge.
+func quoteMerges(n *yaml.Node) {
+	if n.Value == "<<" {
+		n.Style = yaml.SingleQuotedStyle
+	}
+	for _, c := range n.Content {
+		quoteMerges(c)
+	}
 }
 
 func (p *program) pipelineDelete() *cobra.Command {
