@@ -62,7 +62,7 @@ func (b *Backend) CopyForm(ctx context.Context, r driver.TableRead) (string, err
 		return "", err
 	}
 	_, columns, err := selectPart(rel, r, driver.TablePart{})
-	if err != nil || conn.Conn().PgConn().ParameterStatus("server_encoding") == "SQL_ASCII" { // which may send what is no UTF-8
+	if err != nil {
 		return "", err
 	}
 	return copyForm(columns), nil

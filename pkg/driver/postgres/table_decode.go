@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/binary"
 	"math"
-	"unicode/utf8"
 
 	"github.com/athena-pipelines/athena/pkg/athena"
 	"github.com/athena-pipelines/athena/pkg/record"
@@ -78,10 +77,9 @@ func recordType(t *typ, oid uint32, typmod int32) record.Type {
 
 // A decodedColumn says how the values of one column of a result are read.
 type decodedColumn struct {
-	name  string
-	oid   uint32
-	typ   *typ
-	dirty bool // text that may not be UTF-8
+	name string
+	oid  uint32
+	typ  *typ
 }
 
 // binary reports whether the column is read in binary format. All other types
@@ -235,23 +233,18 @@ func (c *decodedColumn) append(v *record.Vector, p []byte) error {
 	return nil
 }
 
-// appendText appends a value that came as its text.
+// appendText appends a value that came as its text. That is UTF-8: the server
+// refuses to send anything else, whatever the encoding of the database.
 func (c *decodedColumn) appendText(v *record.Vector, p []byte) {
 	switch {
 	case v.Kind != record.JSON:
-	case (c.oid == jsonOID || c.oid == jsonbOID) && !c.dirty: // the server has checked it
+		v.Data = append(v.Data, p...)
+	case c.oid == jsonOID || c.oid == jsonbOID: // the server has checked it
 		v.Data = appendOneLine(v.Data, p)
-		v.End()
-		return
 	default:
 		v.Data = appendValue(v.Data, c.typ, p)
-		v.End()
-		return
 	}
-	if c.dirty && !utf8.Valid(p) {
-		p = replaceInvalid(p)
-	}
-	v.AppendBytes(p)
+	v.End()
 }
 
 // appendOneLine appends JSON without the line breaks between its tokens, and
@@ -267,6 +260,3 @@ func appendOneLine(dst, p []byte) []byte {
 		return r
 	}, p))...)
 }
-
-// replaceInvalid puts U+FFFD in the place of each byte that is no UTF-8.
-func replaceInvalid(p []byte) []byte { return []byte(string(bytes.Runes(p))) }

@@ -189,12 +189,11 @@ func (b *Backend) decoderOf(ctx context.Context, conn *pgx.Conn, sd *pgconn.Stat
 	if err := b.types.Load(ctx, conn.PgConn(), oids...); err != nil {
 		return nil, err
 	}
-	dirty := conn.PgConn().ParameterStatus("server_encoding") == "SQL_ASCII"
 	d := &rowDecoder{schema: schema}
 	types := make([]record.Type, len(oids))
 	for i, c := range newPrepared(sd).columns {
 		t := b.types.lookup(oids[i])
-		d.columns = append(d.columns, decodedColumn{name: c.Name, oid: oids[i], typ: t, dirty: dirty})
+		d.columns = append(d.columns, decodedColumn{name: c.Name, oid: oids[i], typ: t})
 		types[i] = recordType(t, oids[i], typmods[i])
 	}
 	if schema != nil {

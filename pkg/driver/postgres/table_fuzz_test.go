@@ -16,7 +16,7 @@ func fuzzDecoder() *rowDecoder {
 	for _, oid := range []uint32{boolOID, int2OID, int4OID, int8OID, oidOID, float4OID, float8OID, numericOID, byteaOID, dateOID, timeOID,
 		timestampOID, timestamptzOID, uuidOID, textOID, jsonOID, jsonbOID, 1007, 3904, 20001} {
 		t := ts.lookup(oid)
-		d.columns = append(d.columns, decodedColumn{name: "c", oid: oid, typ: t, dirty: true})
+		d.columns = append(d.columns, decodedColumn{name: "c", oid: oid, typ: t})
 		d.schema.Columns = append(d.schema.Columns, record.Column{Name: "c", Type: recordType(t, oid, -1)})
 	}
 	return d
