@@ -128,19 +128,19 @@ func (s *Store) LastRejected(ctx context.Context, pipelineID string) (uint64, er
 }
 
 // CountRejected counts the rows that are kept of a pipeline.
-func (s *Store) CountRejected(ctx context.Context, pipelineID string) (n int64, err error) {
+func (s *Store) CountRejected(ctx context.Context, pipelineID string) (int64, error) {
+	return s.bus.Count(ctx, bus.StreamRejected, bus.RejectedAny(pipelineID, bus.Any))
+}
+
+// RejectedRoom says how many bytes the rows of all pipelines take that could not go
+// on, and how many they may.
+func (s *Store) RejectedRoom(ctx context.Context) (bytes, most int64, err error) {
 	stream, err := s.bus.JetStream().Stream(ctx, bus.StreamRejected)
 	if err != nil {
-		return 0, athena.Wrap(athena.CodeBusUnavailable, err, "stream %s cannot be asked", bus.StreamRejected)
+		return 0, 0, athena.Wrap(athena.CodeBusUnavailable, err, "stream %s cannot be asked", bus.StreamRejected)
 	}
-	info, err := stream.Info(ctx, jetstream.WithSubjectFilter(bus.RejectedAny(pipelineID, bus.Any)))
-	if err != nil {
-		return 0, athena.Wrap(athena.CodeBusUnavailable, err, "stream %s cannot be asked", bus.StreamRejected)
-	}
-	for _, k := range info.State.Subjects {
-		n += int64(k)
-	}
-	return n, nil
+	info := stream.CachedInfo()
+	return int64(info.State.Bytes), info.Config.MaxBytes, nil
 }
 
 // DropRejected removes a pipeline's rows up to seq; all of them if it is 0.

@@ -372,6 +372,11 @@ func TestReadsFindTheLastAndPage(t *testing.T) {
 			t.Fatalf("message %d is %d", i, m.Sequence)
 		}
 	}
+	for filter, want := range map[string]int64{"ath.jobev.shop.*": 2 * jobs, "ath.jobev.>": 2 * jobs, "ath.jobev.shop.none": 0} {
+		if n, err := b.Count(t.Context(), bus.StreamJobEvents, filter); err != nil || n != want {
+			t.Errorf("Count of %s gave %d, %v; want %d", filter, n, err, want)
+		}
+	}
 	if some, err := b.Scan(t.Context(), bus.StreamJobEvents, "ath.jobev.shop.*", 10, 7); err != nil || len(some) != 7 || some[6].Sequence != 16 {
 		t.Errorf("a page: %d, %v", len(some), err)
 	}

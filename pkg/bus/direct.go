@@ -207,6 +207,14 @@ func (b *Bus) Scan(ctx context.Context, stream, filter string, from uint64, most
 	return out, nil
 }
 
+// Count counts the messages whose subject matches the filter, without reading them.
+// With replicas it may lag behind writes by milliseconds.
+func (b *Bus) Count(ctx context.Context, stream, filter string) (int64, error) {
+	seen := int64(0)
+	pending, _, err := b.direct(ctx, stream, getRequest{Seq: 1, NextFor: filter, Batch: 1}, func(Raw) { seen++ })
+	return seen + int64(pending), err
+}
+
 // Read returns messages of all subjects from a sequence on, in order, in one
 // request: at most most of them, and none further once they hold maxBytes; fewer
 // than there are is no sign that there are no more. What has been removed is
