@@ -367,6 +367,8 @@ func (f *follower) due(chunk source.Chunk) bool {
 
 // commit makes what was read take effect, and moves the cursor behind it (law 2).
 func (f *follower) commit(ctx context.Context) error {
+	ctx, cancel := lasting(ctx)
+	defer cancel()
 	if f.flow != nil {
 		if err := f.flow.store(ctx); err != nil {
 			return err
@@ -377,8 +379,6 @@ func (f *follower) commit(ctx context.Context) error {
 			return err
 		}
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
-	defer cancel()
 	next := f.cursor
 	next.Before, next.Position, next.Decided = f.cursor.Position, f.at, nil
 	next.Run, next.CountsBefore, next.Counts = f.id, f.counts, f.counts
@@ -453,7 +453,7 @@ func (f *follower) drain(ctx context.Context, why error) error {
 	f.stored = time.Time{}
 	switch {
 	case f.clean && (f.writer != nil || f.at != f.cursor.Position):
-		if err := f.commit(dctx); err != nil {
+		if err := f.commit(ctx); err != nil {
 			f.Log.Warn("what was read was not written; it is read again", "run", f.id, telemetry.KeyError, err)
 		}
 	case f.late != nil:

@@ -58,7 +58,9 @@ func (r *runner) settle(ctx context.Context, t runs.Task, err error) {
 		return
 	}
 	t.State, t.Worker = runs.TaskQueued, ""
-	t.Counts, t.Busy = runs.Counts{}, runs.Busy{}
+	if len(t.Decided) == 0 { // else they are those of what is to be published
+		t.Counts, t.Busy = runs.Counts{}, runs.Busy{}
+	}
 	if !errors.Is(err, errUnwanted) && ctx.Err() == nil {
 		wait, again := retryable(err, t.Attempt)
 		t.Fault = causeOf(err)
@@ -165,7 +167,7 @@ func (a *attempt) commit(ctx context.Context, w stage.Writer, to target) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
+	ctx, cancel := lasting(ctx)
 	defer cancel()
 	a.task.Counts, a.task.Busy = a.flow.counts, a.flow.busy
 	note, err := json.Marshal(a.task.Counts)

@@ -251,6 +251,17 @@ func (r *runner) under(ctx context.Context, lease *bus.Lease, fn func(context.Co
 	}
 }
 
+// lasting returns a context for what is not undone once it is begun, however long
+// it takes; when ctx ends, the grace is left to it.
+func lasting(ctx context.Context) (context.Context, context.CancelFunc) {
+	lasts, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() {
+		t := time.AfterFunc(grace, cancel)
+		context.AfterFunc(lasts, func() { t.Stop() })
+	})
+	return lasts, func() { stop(); cancel() }
+}
+
 func pause(ctx context.Context, d time.Duration) {
 	t := time.NewTimer(d)
 	defer t.Stop()
