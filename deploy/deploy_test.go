@@ -39,6 +39,12 @@ func exported(t *testing.T) string {
 	m.Captures(func() []telemetry.Capture {
 		return []telemetry.Capture{{Client: "shop", State: "snapshot", Slot: true, SnapshotTotal: 1}}
 	})
+	m.Pipelines(func() telemetry.Pipelines {
+		return telemetry.Pipelines{
+			Each:         []telemetry.Pipeline{{Name: "orders", State: "streaming", Runs: map[string]int{"streaming": 1}, Live: true, Stream: true}},
+			RejectedMost: 1,
+		}
+	})
 	w := httptest.NewRecorder()
 	m.Handler().ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), "GET", "/metrics", nil))
 	return w.Body.String()

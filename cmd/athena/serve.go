@@ -231,7 +231,9 @@ func (p *program) newServer(ctx context.Context, cfg *config.Settings, adminKey 
 		s.natsURL = a.broker.server.URL()
 	}
 	s.natsURL = cmp.Or(s.natsURL, cfg.NATS.URL)
-	s.parts = append(s.parts, answer)
+	figures := newPipelineFigures(a.runs, log)
+	a.metrics.Pipelines(figures.figures)
+	s.parts = append(s.parts, answer, figures.run)
 	if cfg.Worker.Enabled {
 		s.parts = append(s.parts, a.worker())
 	}

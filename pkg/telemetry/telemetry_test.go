@@ -81,6 +81,7 @@ func TestNilMetricsCountNothing(t *testing.T) {
 	m.Published("a", 0)
 	m.Forget("a")
 	m.Gauge("a", "b", nil)
+	m.Pipelines(nil)
 }
 
 func TestLogger(t *testing.T) {
