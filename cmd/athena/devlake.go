@@ -15,7 +15,6 @@ import (
 	"github.com/athena-pipelines/athena/pkg/athena"
 	"github.com/athena-pipelines/athena/pkg/catalog"
 	"github.com/athena-pipelines/athena/pkg/driver"
-	"github.com/athena-pipelines/athena/pkg/driver/s3"
 	"github.com/athena-pipelines/athena/pkg/locals3"
 )
 
@@ -70,11 +69,11 @@ func startLake(ctx context.Context, dir string, access devAccess) (_ *lake, err 
 	}
 	conn := l.connection()
 	conn.SecretAccessKey = athena.NewSecret(access.S3SecretAccessKey)
-	b, err := s3.Open(ctx, conn)
+	b, err := drivers()[conn.Engine()].Open(ctx, conn)
 	if err != nil {
 		return nil, fmt.Errorf("open the bucket %s: %w", lakeBucket, err)
 	}
-	_, err = b.Provision(ctx, driver.Provision{Kind: "bucket", Name: lakeBucket})
+	_, err = b.(driver.Provisioner).Provision(ctx, driver.Provision{Kind: "bucket", Name: lakeBucket})
 	return l, errors.Join(err, b.Close(ctx))
 }
 
