@@ -65,9 +65,9 @@ func (p *program) doctorCommand() *cobra.Command {
 		Short: "Look for what is wrong, and say how to mend it",
 		Long: `Looks at the configuration, the bus, the clients, clocks, disk, limits and files of
 the process that would be started here with the same flags. If a server runs over the
-data directory, it is asked over HTTP (with ATHENA_URL and ATHENA_KEY or a profile);
-if none runs, its bus is opened for the moment. Nothing is changed. The directory of
-athena dev is understood as well.
+data directory, it is asked over HTTP (with ATHENA_URL and ATHENA_KEY or a profile),
+about captures and pipelines too; if none runs, its bus is opened for the moment.
+Nothing is changed. The directory of athena dev is understood as well.
 
 The exit code is 0 if nothing fails; warnings alone do not change it.`,
 		Example: `  athena doctor
@@ -349,16 +349,16 @@ func (d *doctor) dialOne(ctx context.Context, backends *resolver.Resolver, c *at
 		err = b.Ping(ctx)
 	}
 	if err != nil {
-		d.found(check, ill, "see that the backend runs and that its secret is here; or run a worker where both are", "%s", athena.AsError(err).Message)
+		d.found(check, ill, "see that the backend runs, that a bucket is there, and that its secret is here; or run a worker where all of it is", "%s", athena.AsError(err).Message)
 		return
 	}
-	what := "its backend"
+	what, bucket := "its backend", ""
 	if i, ok := b.(driver.Identifier); ok {
 		if id, err := i.Identity(ctx); err == nil {
-			what = id.Product + " " + id.Version
+			what, bucket = id.Product+" "+id.Version, bucketOf(id.Facts)
 		}
 	}
-	d.found(check, fine, "", "%s answers", what)
+	d.found(check, fine, "", "%s answers%s", what, bucket)
 	q, ok := b.(driver.Querier)
 	if !ok || q.Language() != driver.SQL {
 		return
@@ -436,6 +436,15 @@ func (d *doctor) overHTTP(ctx context.Context) {
 		d.found("clients", fine, "", "none is defined yet")
 	}
 	d.captures(ctx, api)
+	d.pipelines(ctx, api)
+}
+
+// bucketOf says how a backend's bucket is, if it has one.
+func bucketOf(facts map[string]string) string {
+	if how := facts["bucket"]; how != "" {
+		return ", and its bucket is " + how
+	}
+	return ""
 }
 
 // captures looks at how the captures of changes fare.
@@ -463,6 +472,39 @@ func (d *doctor) captures(ctx context.Context, api *sdk.API) {
 	}
 }
 
+// pipelines looks at how pipelines fare.
+func (d *doctor) pipelines(ctx context.Context, api *sdk.API) {
+	list, err := api.Pipelines().List(ctx)
+	if err != nil {
+		d.found("pipelines", unwell, "set ATHENA_KEY to a key with the right pipelines:read", "they cannot be listed: %s", athena.AsError(err).Message)
+		return
+	}
+	for _, p := range list {
+		check := "pipeline " + p.Name
+		switch r := p.LastRun; {
+		case r == nil:
+			d.found(check, fine, "", "it has never run")
+		case r.State == sdk.RunFailed && r.Cause != nil:
+			d.found(check, ill, "mend the cause, then athena pipeline resume "+r.ID+", or run it anew", "its last run failed %s: %s", ago(r.EndedAt), r.Cause.Message)
+		case r.Cause != nil && !r.State.Over():
+			d.found(check, unwell, "it goes on by itself once the cause is gone", "it is %s: %s (%s)", r.State, r.Cause.Message, ago(r.Cause.Since))
+		default:
+			d.found(check, fine, "", "its last run: %s, %s written", r.State, counted(r.Counts.Written, "row"))
+		}
+		for row, err := range api.Pipelines().Dead(ctx, p.Name) {
+			if err != nil {
+				d.found(check, unwell, "look at the server's log", "the rows that could not go on cannot be listed: %s", athena.AsError(err).Message)
+			} else {
+				d.found(check, unwell, "see them with athena pipeline dead list "+p.Name+"; mend, then redrive or delete them", "rows that could not go on are kept, the first in %s: %s", row.Stage, row.Reason)
+			}
+			break
+		}
+	}
+	if len(list) == 0 {
+		d.found("pipelines", fine, "", "none is stored yet")
+	}
+}
+
 func (d *doctor) client(ctx context.Context, api *sdk.API, c *athena.Client) {
 	check := "client " + c.Name
 	if c.Lifecycle != athena.Active {
@@ -475,12 +517,12 @@ func (d *doctor) client(ctx context.Context, api *sdk.API, c *athena.Client) {
 		d.found(check, ill, "look at the server's log", "%s", athena.AsError(err).Message)
 		return
 	case !report.Reachable:
-		d.found(check, ill, "see that the backend runs, and that the server has its secret and a route to it; or run a worker where both are", "%s", strings.Join(report.Problems, "; "))
+		d.found(check, ill, "see that the backend runs, that a bucket is there, and that the server has its secret and a route to it; or run a worker where both are", "%s", strings.Join(report.Problems, "; "))
 		return
 	case len(report.Problems) > 0:
 		d.found(check, unwell, "change the definition", "%s", strings.Join(report.Problems, "; "))
 	default:
-		d.found(check, fine, "", "%s %s answers in %.1f ms", report.Identity.Product, report.Identity.Version, report.PingMS)
+		d.found(check, fine, "", "%s %s answers in %.1f ms%s", report.Identity.Product, report.Identity.Version, report.PingMS, bucketOf(report.Identity.Facts))
 	}
 	d.clientClock(ctx, api.Client(c.Name))
 }

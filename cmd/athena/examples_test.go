@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
+	"net/http"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -20,6 +22,7 @@ import (
 
 // shopAndLake is an `athena dev` of its own, since examples change the shop.
 type shopAndLake struct {
+	dir  string
 	env  []string
 	api  *sdk.API
 	lake *sdk.Client
@@ -28,7 +31,8 @@ type shopAndLake struct {
 
 func newShopAndLake(t *testing.T) *shopAndLake {
 	t.Helper()
-	p := spawn(t, true, nil, "dev", "--json", "--data", filepath.Join(suite.dir, "examples"))
+	dir := filepath.Join(suite.dir, "examples")
+	p := spawn(t, true, nil, "dev", "--json", "--data", dir)
 	t.Cleanup(func() {
 		if err := p.stop(); err != nil {
 			t.Error(err)
@@ -38,7 +42,7 @@ func newShopAndLake(t *testing.T) *shopAndLake {
 	if err := p.line(&r); err != nil {
 		t.Fatal(err)
 	}
-	s := &shopAndLake{env: at(r)}
+	s := &shopAndLake{dir: dir, env: at(r)}
 	var err error
 	if s.api, err = sdk.New(r.URL, r.AdminKey, sdk.Options{}); err != nil {
 		t.Fatal(err)
@@ -369,6 +373,41 @@ func TestEveryExampleRuns(t *testing.T) {
 				t.Errorf("it ended as %+v", end)
 			}
 		})
+	}
+	s.told(t)
+}
+
+// told holds what the metrics and the doctor say of pipelines.
+func (s *shopAndLake) told(t *testing.T) {
+	line := `athena_pipeline_state{pipeline="sales-by-day",state="succeeded"} 1`
+	s.eventually(t, "the metrics have "+line, func() bool {
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.api.URL()+"/metrics", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		text, err := io.ReadAll(resp.Body)
+		return err == nil && strings.Contains(string(text), line)
+	})
+	got := call(t, s.env, "", "doctor", "--json", "--data", s.dir)
+	var findings []finding
+	if err := json.Unmarshal([]byte(got.stdout), &findings); err != nil || got.exit != exitOK {
+		t.Fatalf("%v: doctor: exit %d\n%s%s", err, got.exit, got.stdout, got.stderr)
+	}
+	for _, want := range []finding{
+		{Check: "client lake", Verdict: fine, Detail: "its bucket is present"},
+		{Check: "pipeline sales-by-day", Verdict: fine, Detail: "succeeded"},
+		{Check: "pipeline addresses", Verdict: unwell, Detail: "could not go on"},
+	} {
+		if !slices.ContainsFunc(findings, func(f finding) bool {
+			return f.Check == want.Check && f.Verdict == want.Verdict && strings.Contains(f.Detail, want.Detail)
+		}) {
+			t.Errorf("the doctor does not say %+v:\n%s", want, got.stdout)
+		}
 	}
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -20,7 +21,7 @@ const (
 	// figureEvery is how often what has changed is looked at, and keptEvery how often
 	// the rows that could not go on are counted.
 	figureEvery = time.Second
-	keptEvery   = 15 * time.Second
+	keptEvery   = 30 * time.Second
 )
 
 // pipelineFigures has what the metrics tell of pipelines. It follows the store, so
@@ -37,7 +38,7 @@ type pipelineFigures struct {
 	sums    map[string]runs.Counts // by label
 	kept    map[string]int64       // by label
 	bytes   int64                  // of all rows that could not go on
-	most    int64
+	limit   int64
 }
 
 // A figuredRun is what is kept in mind of a run.
@@ -185,37 +186,32 @@ func grown(from, to runs.Counts) runs.Counts {
 	}
 }
 
-// count counts the rows that could not go on, of pipelines that have had some.
+// count counts the rows that could not go on. Those of a run that failed for them
+// are in no run's counts.
 func (f *pipelineFigures) count(ctx context.Context) {
+	bytes, limit, err := f.store.RejectedRoom(ctx)
+	if err != nil {
+		f.failed(ctx, err)
+		return
+	}
 	f.mu.Lock()
-	ask := map[string]bool{}
-	for _, r := range f.runs {
-		if r.counts.Rejected > 0 && f.ids[r.pipeline] != "" {
-			ask[r.pipeline] = true
-		}
-	}
-	ids, labels := f.ids, map[string]string{}
-	for name := range ask {
-		labels[name] = f.label[name]
-	}
+	ids, labels := f.ids, maps.Clone(f.label)
 	f.mu.Unlock()
 	kept := map[string]int64{}
-	for name := range ask {
-		n, err := f.store.CountRejected(ctx, ids[name])
+	for name, id := range ids {
+		if bytes == 0 {
+			break
+		}
+		n, err := f.store.CountRejected(ctx, id)
 		if err != nil {
 			f.failed(ctx, err)
 			return
 		}
 		kept[labels[name]] += n
 	}
-	bytes, most, err := f.store.RejectedRoom(ctx)
-	if err != nil {
-		f.failed(ctx, err)
-		return
-	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.kept, f.bytes, f.most = kept, bytes, most
+	f.kept, f.bytes, f.limit = kept, bytes, limit
 }
 
 func (f *pipelineFigures) failed(ctx context.Context, err error) {
@@ -251,7 +247,7 @@ func (f *pipelineFigures) figures() telemetry.Pipelines {
 			newest[label], p.State = r.created, string(r.state)
 		}
 	}
-	out := telemetry.Pipelines{RejectedBytes: f.bytes, RejectedMost: f.most}
+	out := telemetry.Pipelines{RejectedBytes: f.bytes, RejectedMost: f.limit}
 	for label, p := range by {
 		sum := f.sums[label]
 		p.Read, p.Written, p.Rejected, p.Discarded, p.Bytes, p.Objects = sum.Read, sum.Written, sum.Rejected, sum.Discarded, sum.Bytes, sum.Objects

@@ -82,7 +82,7 @@ func (s *Store) rejectAll(ctx context.Context, msgs []*nats.Msg) error {
 		case errors.Is(err, bus.ErrAmbiguous): // one subject, one row: it may be stored again
 			continue
 		case errors.Is(err, bus.ErrFull):
-			return athena.Wrap(athena.CodeBusUnavailable, err, "stream %s is full: there is no room for rows that cannot go on; redrive or delete what it holds, or give it more room", bus.StreamRejected)
+			return athena.Wrap(athena.CodeBusUnavailable, err, "stream %s is full: there is no room for rows that cannot go on; redrive or delete what it holds (athena pipeline dead)", bus.StreamRejected)
 		case err != nil:
 			return err
 		}
