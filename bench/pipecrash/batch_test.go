@@ -48,7 +48,7 @@ func (b batch) run(s *stage, kills int) {
 		info, err := s.api.Pipelines().Run(s.ctx, def.json(), sdk.RunOptions{IdempotencyKey: fmt.Sprint(s.Name(), round)})
 		s.check(err)
 		w := s.watch(info.ID, b.written)
-		left -= s.assault(s.batchStops(left, b.tasks, b.objects), w.over)
+		left -= s.assault(s.batchStops(left, b.tasks, b.objects), left, w.over)
 		info = s.ends(w)
 		if info.State != sdk.RunSucceeded || info.Cause != nil || info.Counts.Written != b.written || info.Counts.Rejected != 0 {
 			s.Errorf("the run ended as %s, %+v, having counted %+v; there were %d rows to write", info.State, info.Cause, info.Counts, b.written)

@@ -19,7 +19,7 @@ import (
 
 var (
 	all    = flag.Bool("all", false, "run all scenarios, and not just two short ones; a point that no process dies at is a failure")
-	points = flag.Int("points", 120, "with -all: about how many times processes are killed")
+	points = flag.Int("points", 150, "with -all: about how many times processes are killed")
 	only   = flag.String("scenarios", "", "a regular expression that chooses scenarios, of all")
 	seed   = flag.Uint64("seed", 1, "what kills and rows are chosen by")
 )

@@ -157,9 +157,9 @@ type stop struct {
 	after time.Duration // for what comes from outside
 }
 
-// assault has the victims die at the stops until there are none left, or until
-// over is closed, and leaves them running. It returns how often one died.
-func (s *stage) assault(stops []stop, over <-chan struct{}) (kills int) {
+// assault has the victims die at the stops until there are none left, so many came,
+// or over is closed, and leaves them running. It returns how often one died.
+func (s *stage) assault(stops []stop, most int, over <-chan struct{}) (kills int) {
 	var mu sync.Mutex
 	take := func() (st stop, ok bool) {
 		mu.Lock()
@@ -169,7 +169,7 @@ func (s *stage) assault(stops []stop, over <-chan struct{}) (kills int) {
 			return st, false
 		default:
 		}
-		if ok = len(stops) > 0 && s.ctx.Err() == nil; ok {
+		if ok = len(stops) > 0 && kills < most && s.ctx.Err() == nil; ok {
 			st, stops = stops[0], stops[1:]
 		}
 		return st, ok
@@ -274,9 +274,9 @@ func (s *stage) outside(point string) stop {
 	return stop{point: point, after: 300*time.Millisecond + time.Duration(s.rnd.Int64N(int64(lease+time.Second)))}
 }
 
-// batchStops are deaths in the order in which a run of a batch can suffer them, not
-// more than most.
-func (s *stage) batchStops(most, tasks int, objects bool) []stop {
+// batchStops are deaths in the order in which a run of a batch can suffer them: as
+// many as are wanted, or of one or two a few more, since not all of them come.
+func (s *stage) batchStops(wanted, tasks int, objects bool) []stop {
 	early := []stop{{point: crashpoint.RunPrepared}, {point: crashpoint.RunTasks, n: 1 + s.rnd.IntN(tasks)}}
 	middle := []string{crashpoint.TaskTaken, crashpoint.TaskWritten, crashpoint.TaskCommitted, crashpoint.TaskDone}
 	if objects {
@@ -292,20 +292,20 @@ func (s *stage) batchStops(most, tasks int, objects bool) []stop {
 	}
 	s.rnd.Shuffle(len(stops), func(i, j int) { stops[i], stops[j] = stops[j], stops[i] })
 	stops = append(append(early, stops...), stop{point: crashpoint.RunFinishing}, stop{point: crashpoint.RunFinished})
-	for len(stops) > most {
+	for len(stops) > max(wanted, 3) {
 		i := s.rnd.IntN(len(stops))
 		stops = append(stops[:i], stops[i+1:]...)
 	}
 	return stops
 }
 
-// streamStops are deaths of a stream.
-func (s *stage) streamStops(n int, objects bool) (stops []stop) {
+// streamStops are deaths of a stream, more than are wanted.
+func (s *stage) streamStops(wanted int, objects bool) (stops []stop) {
 	points := []string{crashpoint.StreamRead, crashpoint.StreamWritten, crashpoint.StreamCommitted, crashpoint.StreamStored}
 	if objects {
 		points = append(points, crashpoint.StreamDecided)
 	}
-	for len(stops) < n {
+	for len(stops) < 2*wanted {
 		s.rnd.Shuffle(len(points), func(i, j int) { points[i], points[j] = points[j], points[i] })
 		for _, p := range points {
 			stops = append(stops, stop{point: p, n: 1 + s.rnd.IntN(4)})
@@ -315,7 +315,7 @@ func (s *stage) streamStops(n int, objects bool) (stops []stop) {
 			stops = append(stops, s.outside(frozen), s.outside(server))
 		}
 	}
-	return stops[:n]
+	return stops
 }
 
 // A watch follows a run.

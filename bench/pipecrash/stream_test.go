@@ -175,9 +175,9 @@ func (st stream) run(s *stage, kills int) {
 	s.check(err)
 	w := s.watch(info.ID, -1)
 	stop := s.write(st.table)
-	died := s.assault(s.streamStops(kills, st.objects), w.over)
+	died := s.assault(s.streamStops(kills, st.objects), kills, w.over)
 	stop()
-	if died < kills/2 {
+	if died < kills {
 		s.Errorf("%d of %d kills came", died, kills)
 	}
 	s.until("what was committed", func() bool { return st.reached(s) })
