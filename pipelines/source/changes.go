@@ -27,6 +27,8 @@ type Changes struct {
 
 	tables map[driver.TableName]*changedTable
 	line   cdc.Change
+	at     cdc.Position     // behind the last chunk
+	held   changefeed.Batch // what came with it and stands behind a change of columns
 }
 
 // changedTable is what is known of one table.
@@ -44,7 +46,8 @@ type Chunk struct {
 	Batches []*record.Batch
 	// Cursor stands behind all of it.
 	Cursor cdc.Position
-	// Columns names a table whose columns are others behind this chunk.
+	// Columns names a table whose columns are others behind this chunk, which ends
+	// there: whoever writes its rows can finish with them first.
 	Columns string
 	// Gap says that changes may be missing before what follows the chunk.
 	Gap bool
@@ -58,47 +61,85 @@ type Chunk struct {
 // reader's heartbeat it returns what there is, which may be nothing. What is no
 // row is handed to reject.
 func (c *Changes) Next(ctx context.Context, most int, reject func(stage.Unread, cdc.Position) error) (Chunk, error) {
-	lines, err := c.Reader.Take(ctx, most)
+	if c.at == "" {
+		c.at = c.Reader.Cursor()
+	}
+	lines, err := c.take(ctx, most)
 	if err != nil {
 		return Chunk{}, err
 	}
-	if len(lines.Lines) == 0 && !lines.More {
-		if lines, err = c.Reader.Next(ctx); err != nil {
-			return Chunk{}, err
-		}
-	}
-	out := Chunk{Cursor: lines.Cursor, More: lines.More, Lines: len(lines.Lines)}
+	out := Chunk{Cursor: lines.Cursor, More: lines.More}
 	at := map[*record.Schema]*record.Batch{}
-	for _, line := range lines.Lines {
-		out.Bytes += int64(len(line))
+	for n, line := range lines.Lines {
 		c.line = cdc.Change{Unchanged: c.line.Unchanged[:0]}
 		if err := cdc.Decode(line, &c.line); err != nil {
 			return Chunk{}, err
 		}
+		known := false // that the row's table has other columns now
 		switch c.line.Op {
 		case cdc.Message:
 			out.Gap = out.Gap || c.line.Prefix == changefeed.PrefixBegin
 		case cdc.Schema:
-			name := driver.TableName{Schema: c.line.Schema, Table: c.line.Table}
-			// Rows before it have been parsed with what was known then, and those
-			// behind it will be with this.
-			if c.know(name, c.line.SchemaVersion, c.line.Columns) {
-				out.Columns = name.String()
+			if c.know(c.name(), c.line.SchemaVersion, c.line.Columns) {
+				out.Columns = c.name().String()
 			}
 		default:
-			if err := c.add(ctx, &out, at, reject); err != nil {
+			if known, err = c.add(ctx, &out, at, reject); err != nil {
 				return Chunk{}, err
 			}
 		}
+		if known { // by this row, which goes into the next chunk
+			out.Columns = c.name().String()
+			c.hold(&out, lines, n)
+			break
+		}
+		out.Bytes += int64(len(line))
+		out.Lines++
+		c.at = c.line.Pos
+		if out.Columns != "" {
+			c.hold(&out, lines, n+1)
+			break
+		}
 	}
+	c.at = out.Cursor
 	return out, nil
 }
 
-// add appends the change of c.line.
-func (c *Changes) add(ctx context.Context, out *Chunk, at map[*record.Schema]*record.Batch, reject func(stage.Unread, cdc.Position) error) error {
-	t, err := c.table(ctx)
-	if err != nil {
-		return err
+// take returns what was held back, or what the reader has.
+func (c *Changes) take(ctx context.Context, most int) (changefeed.Batch, error) {
+	if len(c.held.Lines) > 0 {
+		lines := c.held
+		c.held = changefeed.Batch{}
+		return lines, nil
+	}
+	lines, err := c.Reader.Take(ctx, most)
+	if err != nil || len(lines.Lines) > 0 || lines.More {
+		return lines, err
+	}
+	return c.Reader.Next(ctx)
+}
+
+// hold ends a chunk behind its first n lines.
+func (c *Changes) hold(out *Chunk, lines changefeed.Batch, n int) {
+	if n == len(lines.Lines) {
+		return
+	}
+	out.Cursor, out.More = c.at, true
+	lines.Lines = lines.Lines[n:]
+	c.held = lines
+}
+
+// name is the table of c.line.
+func (c *Changes) name() driver.TableName {
+	return driver.TableName{Schema: c.line.Schema, Table: c.line.Table}
+}
+
+// add appends the change of c.line, unless its table is found to have other
+// columns than were known: then it reports so, and they are known.
+func (c *Changes) add(ctx context.Context, out *Chunk, at map[*record.Schema]*record.Batch, reject func(stage.Unread, cdc.Position) error) (news bool, err error) {
+	t, news, err := c.table(ctx)
+	if err != nil || news {
+		return news, err
 	}
 	b := at[t.schema]
 	if b == nil {
@@ -115,9 +156,9 @@ func (c *Changes) add(ctx context.Context, out *Chunk, at map[*record.Schema]*re
 		if row == nil {
 			row = c.line.Key
 		}
-		return reject(stage.Unread{Text: string(row[:min(len(row), 1<<16)]), Reason: err.Error(), From: b.From}, c.line.Pos)
+		return false, reject(stage.Unread{Text: string(row[:min(len(row), 1<<16)]), Reason: err.Error(), From: b.From}, c.line.Pos)
 	}
-	return nil
+	return false, nil
 }
 
 // rows appends the rows that a change comes to.
@@ -185,19 +226,20 @@ func (t *changedTable) moved(l *cdc.Change) (json.RawMessage, error) {
 	return l.Before, nil
 }
 
-// table returns what is known of the table of c.line, at its version.
-func (c *Changes) table(ctx context.Context) (*changedTable, error) {
-	name := driver.TableName{Schema: c.line.Schema, Table: c.line.Table}
+// table returns what is known of the table of c.line, at its version, and whether
+// its columns are others than were known.
+func (c *Changes) table(ctx context.Context) (t *changedTable, news bool, err error) {
+	name := c.name()
 	if t := c.tables[name]; t != nil && (t.version == c.line.SchemaVersion || c.line.SchemaVersion == 0) {
-		return t, nil
+		return t, false, nil
 	}
 	// The reader has begun behind the change of columns that tells of it.
 	v, err := c.Store.ColumnsOf(ctx, c.Client, name, c.line.SchemaVersion)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	c.know(name, v.Version, v.Columns)
-	return c.tables[name], nil
+	news = c.know(name, v.Version, v.Columns)
+	return c.tables[name], news, nil
 }
 
 // know takes over the columns of a table, and reports whether they are others
