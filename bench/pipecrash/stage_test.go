@@ -18,6 +18,7 @@ import (
 	"github.com/athena-pipelines/athena/bench/rig"
 	"github.com/athena-pipelines/athena/pkg/athena"
 	"github.com/athena-pipelines/athena/pkg/crashpoint"
+	"github.com/athena-pipelines/athena/pkg/driver"
 	"github.com/athena-pipelines/athena/pkg/driver/s3"
 	"github.com/athena-pipelines/athena/pkg/locals3/s3test"
 	"github.com/athena-pipelines/athena/pkg/sdk"
@@ -47,6 +48,8 @@ type stage struct {
 	seed    uint64
 	rnd     *rand.Rand
 	round   *int // the last one, of all scenarios
+	// shown is what was seen of objects when processes died, by key.
+	shown map[string]driver.Object
 }
 
 func newStage(ctx context.Context, t *testing.T, g group, seed uint64) *stage {
@@ -88,7 +91,7 @@ func newStage(ctx context.Context, t *testing.T, g group, seed uint64) *stage {
 // in is the stage for another test.
 func (s *stage) in(t *testing.T) *stage {
 	of := *s
-	of.T = t
+	of.T, of.shown = t, map[string]driver.Object{}
 	return &of
 }
 
@@ -185,6 +188,7 @@ func (s *stage) assault(stops []stop, most int, over <-chan struct{}) (kills int
 				if s.suffer(p, st, over) {
 					mu.Lock()
 					kills++
+					s.unchanged()
 					mu.Unlock()
 				}
 			}

@@ -49,17 +49,54 @@ func (s *stage) swept(info *sdk.RunInfo, staged bool) {
 	}
 }
 
+// objects lists those below a prefix.
+func (s *stage) objects(prefix string) (all []driver.Object, err error) {
+	for after := ""; ; {
+		page, err := s.lake.Objects(s.ctx, driver.ObjectList{Prefix: prefix, After: after})
+		if err != nil {
+			return all, err
+		}
+		all = append(all, page.Objects...)
+		if after = page.Next; after == "" {
+			return all, nil
+		}
+	}
+}
+
 // keys lists the objects below a prefix.
 func (s *stage) keys(prefix string) (keys []string) {
 	s.Helper()
-	for after := ""; ; {
-		page, err := s.lake.Objects(s.ctx, driver.ObjectList{Prefix: prefix, After: after})
-		s.check(err)
-		for _, o := range page.Objects {
-			keys = append(keys, o.Key)
+	all, err := s.objects(prefix)
+	s.check(err)
+	for _, o := range all {
+		keys = append(keys, o.Key)
+	}
+	return keys
+}
+
+// unchanged holds that objects, once they can be seen, stay as they are: nothing is
+// published that is not decided, and would be written again. Manifests of batches
+// may be.
+func (s *stage) unchanged() {
+	all, err := s.objects("")
+	if err != nil {
+		s.Error(err)
+	}
+	there := map[string]bool{}
+	for _, o := range all {
+		there[o.Key] = true
+		was, known := s.shown[o.Key]
+		switch {
+		case strings.Contains(o.Key, sink.ManifestFolder):
+		case known && (was.ETag != o.ETag || !was.Modified.Equal(o.Modified)):
+			s.Errorf("object %s was seen as it was written at %s, and was written again at %s", o.Key, was.Modified, o.Modified)
 		}
-		if after = page.Next; after == "" {
-			return keys
+		s.shown[o.Key] = o
+	}
+	for key := range s.shown {
+		if !there[key] {
+			s.Errorf("object %s was seen, and is gone", key)
+			delete(s.shown, key)
 		}
 	}
 }
@@ -133,6 +170,7 @@ func (s *stage) listed(prefix string, fn func(key string, rows []json.RawMessage
 			s.Errorf("object %s is there and not listed", key)
 		}
 	}
+	s.unchanged()
 	left, err := s.lake.StagedObjects(s.ctx, prefix, time.Now().Add(time.Hour))
 	s.check(err)
 	for _, o := range left {
