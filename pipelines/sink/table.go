@@ -243,8 +243,8 @@ func (w *TableWriter) Commit(ctx context.Context, c driver.Checkpoint, _ func(co
 		}
 		next := driver.Checkpoint{CheckpointKey: r.key, Before: r.done.Position, Position: c.Position, Note: c.Note}
 		if err := r.tx.Commit(ctx, next); err != nil {
-			if errors.Is(err, driver.ErrOvertaken) {
-				return athena.Wrap(athena.CodeConflict, err, "another worker has committed part %q of this pipeline meanwhile", r.key.Part)
+			if errors.Is(err, driver.ErrOvertaken) { // the next attempt begins behind it
+				return athena.Wrap(athena.CodeBackendUnavailable, err, "another worker has committed part %q of this pipeline meanwhile", r.key.Part)
 			}
 			return w.table.fault(err)
 		}
