@@ -253,7 +253,7 @@ func interrupted(ctx context.Context, err error) bool {
 func (j *judgement) environment() transform.Env {
 	return transform.Env{
 		Pipeline: cmp.Or(j.p.Name, "unnamed"), Changes: j.p.Streams(),
-		ByKey: j.p.Streams() && j.p.Sink.Mode == driver.Upsert,
+		ByKey: j.p.Streams() && j.p.Sink.Mode == driver.Upsert, Tables: j.p.Sink.Table != "",
 	}
 }
 

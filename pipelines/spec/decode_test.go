@@ -117,6 +117,7 @@ func TestWhatIsWrongIsNamedWithPathAndLine(t *testing.T) {
 		"an operator that is none":                         {"source: {client: shop, table: t, where: [{column: a, op: '~', value: 1}]}" + tail, `line 1, source.where[0].op: it is "~"; it must be =, !=`},
 		"a null compared":                                  {"source: {client: shop, table: t, where: [{column: a, op: '=', value: null}]}" + tail, "line 1, source.where[0]: = needs a value; a null is asked for with is_null"},
 		"merge behind cdc":                                 {"source: {client: shop, cdc: {tables: [t]}}\nsink: {client: b, table: t, mode: merge}", "line 2, sink.mode: merge takes all rows at once and cannot follow changes"},
+		"overwrite behind a route":                         {head + "transforms:\n- route: row.a\nsink: {client: b, table: t, mode: overwrite}", "line 3, transforms[0].route: overwrite takes effect in the one table of the sink"},
 		"upsert of a query without a key":                  {"source: {client: shop, query: select 1}\nsink: {client: b, table: t, mode: upsert}", "line 2, sink: upsert needs a key, and a source query has none"},
 		"a key that nothing needs":                         {head + "sink: {client: b, table: t, key: [id]}", "line 2, sink.key: append has no use for a key"},
 		"a mode of objects":                                {head + "sink: {client: b, objects: {prefix: a/}, mode: append}", "line 2, sink.mode: it belongs to a sink table"},

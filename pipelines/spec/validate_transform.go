@@ -39,6 +39,9 @@ func (v validator) transforms() {
 			v.refuse(at+".route", "transforms[%d] routes already; a pipeline has one route", routed)
 		case kind == "route":
 			routed = i
+			if mode := v.p.Mode(); v.p.Sink.Table != "" && mode.Staged() {
+				v.refuse(at+".route", "%s takes effect in the one table of the sink; behind a route its mode is append or upsert", mode)
+			}
 		case (kind == "dedupe" || kind == "aggregate") && routed >= 0:
 			v.refuse(at+"."+kind, "it looks at all rows, which transforms[%d] has parted; put the route behind it", routed)
 		}

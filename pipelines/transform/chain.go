@@ -17,6 +17,9 @@ type Env struct {
 	// Changes says that rows come from a stream of changes, and ByKey that the
 	// sink keeps such rows by key; see law 4.
 	Changes, ByKey bool
+	// Tables says that routes are names of tables: rows for one table are one part,
+	// however it is called, and a name of none is a row that cannot go on.
+	Tables bool
 }
 
 // A Chain runs steps on batches of one schema. It may hold state, and is used by

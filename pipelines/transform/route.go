@@ -4,6 +4,8 @@ import (
 	"cel.dev/cel-go/cel"
 	"cel.dev/cel-go/common/types"
 
+	"github.com/athena-pipelines/athena/pkg/athena"
+	"github.com/athena-pipelines/athena/pkg/driver"
 	"github.com/athena-pipelines/athena/pkg/record"
 )
 
@@ -11,7 +13,8 @@ import (
 // keep their order.
 type route struct {
 	*expr
-	row row
+	row    row
+	tables bool
 }
 
 func (c *compiler) route(text string) (step, *record.Schema, error) {
@@ -22,7 +25,7 @@ func (c *compiler) route(text string) (step, *record.Schema, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	return &route{expr: e}, c.schema, nil
+	return &route{expr: e, tables: c.Tables}, c.schema, nil
 }
 
 func (r *route) apply(p Part, reject func(int, *RowError)) ([]Part, error) {
@@ -47,9 +50,16 @@ func (r *route) apply(p Part, reject func(int, *RowError)) ([]Part, error) {
 		}
 		n, seen := places[string(to)]
 		if !seen {
-			n = len(rows)
-			places[string(to)] = n
-			rows, names = append(rows, make([]bool, p.Batch.Rows())), append(names, string(to))
+			name, err := r.place(string(to))
+			if err != nil {
+				reject(i, &RowError{Reason: "the route: " + athena.AsError(err).Message})
+				continue
+			}
+			if n, seen = places[name]; !seen {
+				n = len(rows)
+				rows, names = append(rows, make([]bool, p.Batch.Rows())), append(names, name)
+			}
+			places[string(to)], places[name] = n, n
 		}
 		rows[n][i] = true
 	}
@@ -60,4 +70,13 @@ func (r *route) apply(p Part, reject func(int, *RowError)) ([]Part, error) {
 		parts = append(parts, part)
 	}
 	return parts, nil
+}
+
+// place is the one name of the place that a row goes to.
+func (r *route) place(to string) (string, error) {
+	if !r.tables {
+		return to, nil
+	}
+	name, err := driver.ParseTableName(to)
+	return name.String(), err
 }

@@ -15,7 +15,7 @@ func (j *job) compile(s *record.Schema) (*transform.Chain, error) {
 	}
 	c, err := transform.Compile(j.spec.Transforms, s, transform.Env{
 		Pipeline: name, Changes: j.spec.Source.CDC != nil,
-		ByKey: j.spec.Sink.Table != "" && j.spec.Sink.Mode == driver.Upsert,
+		ByKey: j.spec.Sink.Table != "" && j.spec.Sink.Mode == driver.Upsert, Tables: j.spec.Sink.Table != "",
 	})
 	return c, at(err, "transforms")
 }
