@@ -128,6 +128,9 @@ type Run struct {
 	Tasks int `json:"tasks,omitempty"`
 	// Made says that all tasks are made.
 	Made bool `json:"made,omitempty"`
+	// Taken counts how often the run was taken up after its tasks were made: what
+	// became of an attempt that began before is no word on it.
+	Taken int `json:"taken,omitempty"`
 	// Parallel is how many tasks run at once.
 	Parallel int `json:"parallel"`
 	// Schema is what the source had when the run began.

@@ -3,9 +3,12 @@ package runs
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
+	"sync"
 
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -31,12 +34,15 @@ type Store struct {
 	bus      *bus.Bus
 	docs     *documents.Bucket
 	rejected *bus.Publisher
+
+	mu   sync.Mutex
+	over map[string]uint64 // keys of runs that are over, at the revision that was looked at
 }
 
 // NewStore returns the store on b.
 func NewStore(ctx context.Context, b *bus.Bus, log *slog.Logger) (*Store, error) {
 	docs, err := documents.Open(ctx, b.JetStream(), bus.BucketPipelines, log)
-	return &Store{bus: b, docs: docs, rejected: bus.NewPublisher(b, bus.StreamRejected)}, err
+	return &Store{bus: b, docs: docs, rejected: bus.NewPublisher(b, bus.StreamRejected), over: map[string]uint64{}}, err
 }
 
 // Run follows the bucket until ctx is done.
@@ -167,6 +173,31 @@ func (s *Store) Runs(pipeline string) []Run {
 		}
 	}
 	return out
+}
+
+// Live lists the runs that are not over, oldest first. Those that are, of which
+// many are kept, are decoded once.
+func (s *Store) Live() []Run {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var live []Run
+	over := make(map[string]uint64, len(s.over))
+	s.docs.Each(keyRun, func(key string, rev uint64, raw []byte) {
+		if s.over[key] == rev {
+			over[key] = rev
+			return
+		}
+		var r Run
+		if json.Unmarshal(raw, &r) != nil || r.State.Over() {
+			over[key] = rev
+			return
+		}
+		r.Revision = rev
+		live = append(live, r)
+	})
+	s.over = over
+	slices.SortFunc(live, func(a, b Run) int { return strings.Compare(a.ID, b.ID) })
+	return live
 }
 
 // Load returns a run; false if there is none.

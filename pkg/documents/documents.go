@@ -106,6 +106,17 @@ func List[T any](b *Bucket, prefix string, set func(*T, uint64)) []T {
 	return out
 }
 
+// Each calls fn for each document under a prefix of keys in the copy, as it is
+// stored, in no order. What it is given must not be changed.
+func (b *Bucket) Each(prefix string, fn func(key string, revision uint64, raw []byte)) {
+	b.mirror.Range(func(key string, e *mirror.Entry[[]byte]) bool {
+		if strings.HasPrefix(key, prefix) {
+			fn(key, e.Revision, e.Value)
+		}
+		return true
+	})
+}
+
 // Put writes a document: made anew if revision is 0, else over just that
 // revision. A conflict error says that somebody else has written.
 func (b *Bucket) Put(ctx context.Context, key string, v any, revision uint64) (uint64, error) {

@@ -251,3 +251,26 @@ func TestARevokedKeyEndsItsRuns(t *testing.T) {
 		t.Errorf("the cause is %+v", r.Cause)
 	}
 }
+
+func TestASourceWithoutRowsIsARunLikeAnyOther(t *testing.T) {
+	t.Parallel()
+	d := deploy(t)
+	exec(t, d.shop, `CREATE TABLE nothing (id bigint PRIMARY KEY, total text)`)
+	exec(t, d.copy, `CREATE TABLE over (id bigint PRIMARY KEY, total text); INSERT INTO over VALUES (1, 'old')`)
+	d.work("one")
+	for _, sink := range []string{
+		"{client: copy, table: public.nothing, create: true}", "{client: copy, table: public.over, mode: overwrite}",
+		"{client: copy, table: public.kept, create: true, mode: upsert}", "{client: lake, objects: {prefix: nothing/}}",
+	} {
+		r := d.submit(runs.Batch, "source: {client: shop, table: public.nothing}\ntransforms: [{filter: 'row.id > 0'}]\nsink: "+sink)
+		if r = d.state(r.ID, runs.Succeeded); r.Totals.Written != 0 || r.Totals.Objects != 0 {
+			t.Errorf("%s: the totals are %+v", sink, r.Totals)
+		}
+	}
+	if n := one[int](t, d.copy, "SELECT count(*) FROM over"); n != 0 {
+		t.Errorf("%d old rows are left", n)
+	}
+	if m := d.manifests("nothing/"); len(m) != 1 || m[0].Rows != 0 || len(m[0].Objects) != 0 {
+		t.Errorf("the manifests are %+v", m)
+	}
+}

@@ -187,5 +187,5 @@ func (j *job) tooMany(c runs.Counts) error {
 		return nil
 	}
 	return athena.Errorf(athena.CodeRejectedRows, "%d of %d rows could not go on, which is more than errors.max_rate allows (%g); see why with athena pipeline dead list, mend the definition or the rows, and resume the run", c.Rejected, c.Read, most).
-		With("rejected", c.Rejected).With("read", c.Read).At("errors.max_rate")
+		With("rejected", c.Rejected).With("read", c.Read).With("stage", "").At("errors.max_rate")
 }

@@ -2,6 +2,7 @@ package runner_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -278,7 +279,7 @@ func (d *deployment) submit(kind runs.Kind, yaml string) runs.Run {
 	id := uuid.Must(uuid.NewV7()).String()
 	r := runs.Run{
 		ID: id, Pipeline: p.Name, PipelineID: id, Kind: kind, Spec: raw, Trigger: "api", Key: "key",
-		Source: p.Source.Client, Sink: p.Sink.Client, Want: runs.WantRun, State: runs.Queued, CreatedAt: time.Now(), Parallel: max(2, p.Parallel),
+		Source: p.Source.Client, Sink: p.Sink.Client, Want: runs.WantRun, State: runs.Queued, CreatedAt: time.Now(), Parallel: cmp.Or(p.Parallel, 2),
 	}
 	if r, err = d.store.Put(d.t.Context(), r); err != nil {
 		d.t.Fatal(err)

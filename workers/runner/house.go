@@ -2,6 +2,9 @@ package runner
 
 import (
 	"context"
+	"path"
+	"regexp"
+	"slices"
 	"time"
 
 	"github.com/adhocore/gronx"
@@ -84,12 +87,7 @@ func (w *Worker) fire(ctx context.Context, now time.Time) {
 }
 
 func (w *Worker) live(pipeline string) bool {
-	for _, r := range w.Store.Runs(pipeline) {
-		if !r.State.Over() {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(w.Store.Live(), func(r runs.Run) bool { return r.Pipeline == pipeline })
 }
 
 // space is that of the ids of scheduled runs.
@@ -135,8 +133,13 @@ func (w *Worker) sweep(ctx context.Context, now time.Time) {
 
 var sweeping = dispatch.Op{Family: "pipelines", Right: auth.Pipelines, Needs: []athena.Capability{athena.PipelineSink, athena.ObjectWrite}}
 
+// ours is how objects are named that runs and jobs write: after the run, the job
+// or the pipeline. Uploads of others below the same prefix are none of our
+// business.
+var ours = regexp.MustCompile(`^([0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9A-Za-z]{22})-[^/]*\.(parquet|ndjson|csv)(\.(gz|zst))?$`)
+
 // discard lets go of a client's uploads that no run will publish: they are old,
-// and none of those that was decided on.
+// have our names, and are none of those that was decided on.
 func (w *Worker) discard(ctx context.Context, client string, now time.Time) (n int, err error) {
 	if c, err := w.Catalog.Client(ctx, client); err != nil || !w.Serves(c) || c.Lifecycle != athena.Active {
 		return 0, err
@@ -152,7 +155,7 @@ func (w *Worker) discard(ctx context.Context, client string, now time.Time) (n i
 			return 0, err
 		}
 		for _, o := range old {
-			if decided[o.ID] {
+			if decided[o.ID] || !ours.MatchString(path.Base(o.Key)) {
 				continue
 			}
 			if err := s.DiscardObject(ctx, o); err != nil {

@@ -236,6 +236,8 @@ type leader struct {
 	*runner
 	job  *job
 	rate rate
+	told time.Time // when its progress was
+	done int       // tasks that were done then
 }
 
 // prepare looks at source and sink, and makes the tasks of a batch.
@@ -290,7 +292,7 @@ func (l *leader) prepare(ctx context.Context) error {
 		for _, n := range news {
 			run.Log("%s", n)
 		}
-		run.Log("%d tasks, at most %d at once", len(parts), run.Parallel)
+		run.Log("tasks: %d, at most %d at once", len(parts), run.Parallel)
 		return nil
 	})
 	return err
@@ -318,7 +320,10 @@ func (l *leader) oversee(ctx context.Context) error {
 				fault = t.Fault
 			}
 		}
-		l.tell(ctx, tasks)
+		if done != l.done || time.Since(l.told) >= tellEvery {
+			l.tell(ctx, tasks)
+			l.told, l.done = time.Now(), done
+		}
 		if done == l.job.run.Tasks {
 			return l.finish(ctx)
 		}
@@ -344,6 +349,11 @@ func (l *leader) oversee(ctx context.Context) error {
 
 // pardon lets tasks be tried again whose failures somebody has seen to.
 func (l *leader) pardon(ctx context.Context) error {
+	run, err := l.Store.Change(ctx, l.id, func(run *runs.Run) error { run.Taken++; return nil })
+	if err != nil {
+		return err
+	}
+	l.job.run = run
 	for _, t := range l.Store.Tasks(l.job.run.ID) {
 		if t.Fault == nil {
 			continue

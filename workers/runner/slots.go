@@ -15,6 +15,7 @@ import (
 func (r *runner) slots(ctx context.Context) {
 	var mu sync.Mutex
 	mine := map[int]bool{}
+	held := map[int]time.Time{} // by others, when that was last seen
 	var work sync.WaitGroup
 	defer work.Wait()
 	for ctx.Err() == nil {
@@ -24,12 +25,13 @@ func (r *runner) slots(ctx context.Context) {
 				mu.Lock()
 				have := mine[k]
 				mu.Unlock()
-				if have || !r.wanted(k) || !r.room.TryAcquire(1) {
+				if have || time.Since(held[k]) < look || !r.wanted(k) || !r.room.TryAcquire(1) {
 					continue
 				}
 				lease, err := r.Leases.TryAcquire(ctx, slotKey(r.id, k), r.ID, r.Lease)
 				if err != nil {
 					r.room.Release(1)
+					held[k] = time.Now()
 					if !errors.Is(err, bus.ErrHeld) && ctx.Err() == nil {
 						r.Log.Warn("the lease of a slot cannot be had", "run", r.id, "error", err)
 					}
@@ -67,10 +69,10 @@ func (r *runner) wanted(k int) bool {
 	return false
 }
 
-// claimable reports whether a task can be taken by who has slot k: it is queued,
-// or was lost with the slot's last owner.
+// claimable reports whether a task can be taken by who has slot k: it is queued
+// and has not failed for good, or was lost with the slot's last owner.
 func claimable(t *runs.Task, k int, now time.Time) bool {
-	return t.State == runs.TaskQueued && !now.Before(t.NotBefore) || t.State == runs.TaskRunning && t.Slot == k
+	return t.State == runs.TaskQueued && !now.Before(t.NotBefore) && (t.Fault == nil || !t.Fault.Final) || t.State == runs.TaskRunning && t.Slot == k
 }
 
 // slot does one task after the other.

@@ -3,6 +3,7 @@ package runner_test
 import (
 	"fmt"
 	"net/http"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -83,6 +84,8 @@ func TestASlowStoreSlowsItsSource(t *testing.T) {
 	f := d.front()
 	var held, most atomic.Int64
 	release := make(chan struct{})
+	let := sync.OnceFunc(func() { close(release) })
+	defer let() // or the store's server would wait for ever
 	f.fail(parts, func(w http.ResponseWriter, r *http.Request, store http.Handler) {
 		most.Store(max(most.Load(), held.Add(1)))
 		defer held.Add(-1)
@@ -95,6 +98,12 @@ source: {client: shop, table: public.wide}
 sink: {client: lake, objects: {prefix: wide/, format: ndjson}}
 parallel: 1
 `)
+	await(t, "the parts that are held", func() string {
+		if n := held.Load(); n != 2 {
+			return fmt.Sprint(n)
+		}
+		return ""
+	})
 	rows := d.blocked(t, 1)
 	// Of an object two parts of 8 MiB are sent and one fills; base64 makes them
 	// larger by a third.
@@ -102,7 +111,7 @@ parallel: 1
 		t.Errorf("%d parts are under way and %d of %d rows are sent while the store takes none", held.Load(), rows, wideRows)
 	}
 	f.heal()
-	close(release)
+	let()
 	if r = d.state(r.ID, runs.Succeeded); r.Totals.Written != wideRows || most.Load() != 2 {
 		t.Errorf("the totals are %+v, with %d parts at once", r.Totals, most.Load())
 	}

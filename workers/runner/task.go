@@ -28,13 +28,13 @@ const tellEvery = time.Second
 func (r *runner) attempt(ctx context.Context, run runs.Run, t runs.Task) {
 	j, err := r.job(run)
 	if err != nil {
-		r.settle(ctx, t, err)
+		r.settle(ctx, run, t, err)
 		return
 	}
 	wctx, stop := r.watched(ctx, j)
 	defer stop()
 	if wctx, err = j.principal(wctx); err != nil {
-		r.settle(ctx, t, err)
+		r.settle(ctx, run, t, err)
 		return
 	}
 	a := &attempt{job: j, task: t}
@@ -42,12 +42,12 @@ func (r *runner) attempt(ctx context.Context, run runs.Run, t runs.Task) {
 	if cause := context.Cause(wctx); err != nil && cause != nil && ctx.Err() == nil {
 		err = cause // the client was frozen, the key revoked, the run paused
 	}
-	r.settle(ctx, a.task, err)
+	r.settle(ctx, run, a.task, err)
 }
 
 // settle stores how an attempt ended. Where it is no longer ours nothing is
 // stored.
-func (r *runner) settle(ctx context.Context, t runs.Task, err error) {
+func (r *runner) settle(ctx context.Context, run runs.Run, t runs.Task, err error) {
 	sctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
 	defer cancel()
 	switch {
@@ -61,7 +61,10 @@ func (r *runner) settle(ctx context.Context, t runs.Task, err error) {
 	if len(t.Decided) == 0 { // else they are those of what is to be published
 		t.Counts, t.Busy = runs.Counts{}, runs.Busy{}
 	}
-	if !errors.Is(err, errUnwanted) && ctx.Err() == nil {
+	now, _ := r.Store.Load(run.ID)
+	// A run that has ended meanwhile, or was taken up again, is not to hear of it.
+	late := now.State.Over() || now.State == runs.Queued || now.Taken != run.Taken
+	if !errors.Is(err, errUnwanted) && ctx.Err() == nil && !late {
 		wait, again := retryable(err, t.Attempt)
 		t.Fault = causeOf(err)
 		t.Fault.Final = !again

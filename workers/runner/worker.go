@@ -125,7 +125,7 @@ func (w *Worker) Run(ctx context.Context) error {
 				r.poke()
 			}
 		}
-		for _, run := range w.Store.Runs("") {
+		for _, run := range w.Store.Live() {
 			if running[run.ID] != nil || !w.calls(ctx, &run) {
 				continue
 			}
