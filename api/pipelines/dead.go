@@ -4,15 +4,18 @@ import (
 	"context"
 	"fmt"
 	"strconv"
+	"strings"
 
 	"github.com/gin-gonic/gin"
 
 	"github.com/athena-pipelines/athena/api/envelope"
 	"github.com/athena-pipelines/athena/api/params"
 	"github.com/athena-pipelines/athena/pipelines/runs"
+	"github.com/athena-pipelines/athena/pipelines/spec"
 	"github.com/athena-pipelines/athena/pkg/athena"
 	"github.com/athena-pipelines/athena/pkg/auth"
 	"github.com/athena-pipelines/athena/pkg/bus"
+	"github.com/athena-pipelines/athena/pkg/driver"
 	"github.com/athena-pipelines/athena/pkg/ops"
 )
 
@@ -142,7 +145,7 @@ func (f *Family) redrive(c *gin.Context) {
 	}
 	r.Kind = runs.Redrive
 	want := request{idem, values(body.Params)}
-	if err := f.redrivable(c.Request.Context(), want, &r); err != nil {
+	if err := f.redrivable(c.Request.Context(), want, p, &r); err != nil {
 		envelope.Fail(c, err)
 		return
 	}
@@ -151,11 +154,14 @@ func (f *Family) redrive(c *gin.Context) {
 
 // redrivable is a conflict if there is nothing to take on, or somebody is at it. A
 // request that comes again is let through.
-func (f *Family) redrivable(ctx context.Context, q request, r *runs.Run) (err error) {
+func (f *Family) redrivable(ctx context.Context, q request, p *spec.Pipeline, r *runs.Run) (err error) {
 	marked := *r
 	q.mark(&marked)
 	if _, again := f.cfg.Store.Load(marked.ID); again {
 		return nil
+	}
+	if c := p.Source.CDC; c != nil && (p.Mode() == driver.Upsert || len(c.Tables) > 1) {
+		return athena.Errorf(athena.CodeConflict, "the rows of a stream may be older than what the target has by now; have their tables read as they are (athena cdc snapshot start --client %s --tables %s, with --where for some rows), and delete what is kept (athena pipeline dead delete)", p.Source.Client, strings.Join(c.Tables, ","))
 	}
 	for _, o := range f.cfg.Store.Runs(r.Pipeline) {
 		if o.PipelineID == r.PipelineID && o.Kind == runs.Redrive && !o.State.Over() {
@@ -164,6 +170,14 @@ func (f *Family) redrivable(ctx context.Context, q request, r *runs.Run) (err er
 	}
 	if r.Upto, err = f.cfg.Store.LastRejected(ctx, r.PipelineID); err == nil && r.Upto == 0 {
 		err = athena.Errorf(athena.CodeConflict, "pipeline %q has no rows that could not go on", r.Pipeline)
+	}
+	if err != nil {
+		return err
+	}
+	// What an append adds, it adds for good; other modes hold what was read last.
+	fresh := p.Sink.Table != "" && p.Mode() != driver.Append
+	if r.Redrives, err = f.cfg.Store.Redrivable(ctx, r.PipelineID, fresh); err == nil && len(r.Redrives) == 0 {
+		err = athena.Errorf(athena.CodeConflict, "the rows that are kept of pipeline %q are of runs that did not succeed, or that a later run has read again: there is nothing to add them to; delete them with athena pipeline dead delete", r.Pipeline)
 	}
 	return err
 }

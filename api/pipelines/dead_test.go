@@ -2,6 +2,7 @@ package pipelines_test
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -44,10 +45,15 @@ func TestDeadRowsAreListedRedrivenAndDeleted(t *testing.T) {
 	for _, query := range []string{"cursor=x", "limit=0", "x=1"} {
 		w.do("GET", "/pipelines/copy/dead?"+query, "").Want(t, 400, athena.CodeInvalidRequest)
 	}
+	// Of a run that has not succeeded nothing stands to which rows could be added.
+	w.do("POST", "/pipelines/copy/dead/redrive", "").Want(t, 409, athena.CodeConflict)
+	w.to(first.ID, runs.Failed)
+	w.do("POST", "/pipelines/copy/dead/redrive", "").Want(t, 409, athena.CodeConflict)
+	w.to(first.ID, runs.Succeeded)
 	// The bound is the last row that there was.
 	r := decode[run](t, w.do("POST", "/pipelines/copy/dead/redrive", "", "Idempotency-Key: k").Want(t, 202, ""))
 	stored, _ := w.Runs.Load(r.ID)
-	if stored.Kind != runs.Redrive || stored.Upto != got[4].Seq || stored.PipelineID != made.ID || stored.Generation != 1 {
+	if stored.Kind != runs.Redrive || stored.Upto != got[4].Seq || stored.PipelineID != made.ID || stored.Generation != 1 || !slices.Equal(stored.Redrives, []string{first.ID}) {
 		t.Errorf("got %+v", stored)
 	}
 	if a := w.do("POST", "/pipelines/copy/dead/redrive", "", "Idempotency-Key: k").Want(t, 202, ""); decode[run](t, a).ID != r.ID {
@@ -71,5 +77,17 @@ func TestDeadRowsAreListedRedrivenAndDeleted(t *testing.T) {
 	w.do("POST", "/pipelines/copy/dead/redrive", "").Want(t, 409, athena.CodeConflict)
 	if list := decode[[]runs.Rejected](t, w.do("GET", "/pipelines/copy/dead", "").Want(t, 200, "")); len(list) != 0 {
 		t.Errorf("got %+v", list)
+	}
+}
+
+func TestRowsOfAKeyedStreamAreNotRedriven(t *testing.T) {
+	t.Parallel()
+	w := start(t)
+	made := w.put("changes", follower)
+	if err := w.Runs.Reject(t.Context(), made.ID, []runs.Rejected{{Run: "r", Row: "0", Stage: "sink", Reason: "it is null", Record: []byte(`{"id":1}`), Pos: "1", At: time.Now().UTC()}}); err != nil {
+		t.Fatal(err)
+	}
+	if a := w.do("POST", "/pipelines/changes/dead/redrive", "").Want(t, 409, athena.CodeConflict); !strings.Contains(a.Message, "athena cdc snapshot start --client shop --tables public.orders") {
+		t.Errorf("got %s", a.Raw)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -143,13 +144,74 @@ func (s *Store) RejectedRoom(ctx context.Context) (bytes, most int64, err error)
 	return int64(info.State.Bytes), info.Config.MaxBytes, nil
 }
 
-// DropRejected removes a pipeline's rows up to seq; all of them if it is 0.
-func (s *Store) DropRejected(ctx context.Context, pipelineID string, upto uint64) error {
+// Redrivable lists the runs whose rows can be taken on again: those that have
+// succeeded, and streams. Of a run that failed nothing stands to which its rows
+// could be added. If fresh, what a later batch has read again is left out: its
+// rows are older than what the target has by now.
+func (s *Store) Redrivable(ctx context.Context, pipelineID string, fresh bool) ([]string, error) {
+	if err := s.Sync(ctx); err != nil {
+		return nil, err
+	}
+	all := slices.DeleteFunc(s.Runs(""), func(r Run) bool {
+		return r.PipelineID != pipelineID || r.Kind != Stream && r.State != Succeeded
+	})
+	slices.SortFunc(all, func(a, b Run) int { return a.EndedAt.Compare(b.EndedAt) })
+	var found []string
+	for _, r := range all {
+		if fresh && r.Kind == Batch {
+			found = nil
+		}
+		kept, err := s.RejectedOf(ctx, pipelineID, r.ID, 1, 1)
+		if err != nil {
+			return nil, err
+		}
+		if len(kept) > 0 {
+			found = append(found, r.ID)
+		}
+	}
+	return found, nil
+}
+
+// PruneRejected removes the rows of a run that its last attempts have not
+// rejected: those of attempts before them.
+func (s *Store) PruneRejected(ctx context.Context, pipelineID, run string, last func(row string) bool) error {
 	stream, err := s.bus.JetStream().Stream(ctx, bus.StreamRejected)
 	if err != nil {
 		return athena.Wrap(athena.CodeBusUnavailable, err, "stream %s cannot be asked", bus.StreamRejected)
 	}
-	opts := []jetstream.StreamPurgeOpt{jetstream.WithPurgeSubject(bus.RejectedAny(pipelineID, bus.Any))}
+	const page = 500
+	for from := uint64(1); ; {
+		rows, err := s.RejectedOf(ctx, pipelineID, run, from, page)
+		if err != nil {
+			return err
+		}
+		for _, r := range rows {
+			from = r.Seq + 1
+			if last(r.Row) {
+				continue
+			}
+			if err := stream.DeleteMsg(ctx, r.Seq); err != nil && !errors.Is(err, jetstream.ErrMsgNotFound) {
+				return athena.Wrap(athena.CodeBusUnavailable, err, "rows of stream %s cannot be removed", bus.StreamRejected)
+			}
+		}
+		if len(rows) < page {
+			return nil
+		}
+	}
+}
+
+// DropRejected removes a pipeline's rows up to seq; all of them if it is 0.
+func (s *Store) DropRejected(ctx context.Context, pipelineID string, upto uint64) error {
+	return s.DropRejectedOf(ctx, pipelineID, bus.Any, upto)
+}
+
+// DropRejectedOf is DropRejected for the rows of one run.
+func (s *Store) DropRejectedOf(ctx context.Context, pipelineID, run string, upto uint64) error {
+	stream, err := s.bus.JetStream().Stream(ctx, bus.StreamRejected)
+	if err != nil {
+		return athena.Wrap(athena.CodeBusUnavailable, err, "stream %s cannot be asked", bus.StreamRejected)
+	}
+	opts := []jetstream.StreamPurgeOpt{jetstream.WithPurgeSubject(bus.RejectedAny(pipelineID, run))}
 	if upto > 0 {
 		opts = append(opts, jetstream.WithPurgeSequence(upto+1))
 	}

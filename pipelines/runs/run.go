@@ -137,8 +137,10 @@ type Run struct {
 	Schema *record.Schema `json:"schema,omitempty"`
 	// Expected is what it was expected to have; nil is anything.
 	Expected *record.Schema `json:"expected,omitempty"`
-	// Upto is, of a redrive, the last row that it takes on.
-	Upto uint64 `json:"upto,omitempty"`
+	// Upto is, of a redrive, the last row that it takes on, and Redrives are the runs
+	// whose rows they are.
+	Upto     uint64   `json:"upto,omitempty"`
+	Redrives []string `json:"redrives,omitempty"`
 	// Steps is what has happened, the last hundred of it.
 	Steps []Step `json:"steps"`
 	// Totals are what came of it, once it is over.

@@ -107,7 +107,7 @@ const (
 	// changes deletes delete, and a truncate empties the table.
 	Upsert WriteMode = "upsert"
 	// Merge makes the table equal to what was read, by key: rows that are not
-	// among it are deleted, and equal ones not touched.
+	// among it are deleted (unless KeepMissing), and equal ones not touched.
 	Merge WriteMode = "merge"
 	// Overwrite replaces all rows at once.
 	Overwrite WriteMode = "overwrite"
@@ -159,6 +159,8 @@ type TableTarget struct {
 	// take a wider type: integer to bigint, varchar(10) to text.
 	AddColumns bool `json:"add_columns,omitempty"`
 	WidenTypes bool `json:"widen_types,omitempty"`
+	// KeepMissing leaves rows alone in a merge that did not come.
+	KeepMissing bool `json:"keep_missing,omitempty"`
 	// Changes says that rows come from a stream of changes.
 	Changes bool `json:"changes,omitempty"`
 	// Run names the staging table.

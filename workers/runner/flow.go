@@ -158,12 +158,15 @@ func (f *flow) note(r runs.Rejected) {
 		return
 	}
 	f.n++
-	r.Run, r.Row, r.At = f.job.run.ID, fmt.Sprintf("%s-%08d", f.name, f.n), time.Now().UTC()
+	r.Run, r.Row, r.At = f.job.run.ID, rejectedName(f.name, f.n), time.Now().UTC()
 	if r.Pos != "" { // the same after a crash
 		r.Row = fmt.Sprintf("%s-%s", r.Pos, r.Stage)
 	}
 	f.rejected = append(f.rejected, r)
 }
+
+// rejectedName names the n-th rejected row of a part, from 1.
+func rejectedName(part string, n int) string { return fmt.Sprintf("%s-%08d", part, n) }
 
 // store keeps the rejected rows; before that nothing behind them is committed.
 func (f *flow) store(ctx context.Context) error {
@@ -186,6 +189,6 @@ func (j *job) tooMany(c runs.Counts) error {
 	if c.Read < rateFrom || float64(c.Rejected) <= most*float64(c.Read) {
 		return nil
 	}
-	return athena.Errorf(athena.CodeRejectedRows, "%d of %d rows could not go on, which is more than errors.max_rate allows (%g); see why with athena pipeline dead list, mend the definition or the rows, and resume the run", c.Rejected, c.Read, most).
+	return athena.Errorf(athena.CodeRejectedRows, "%d of %d rows could not go on, which is more than errors.max_rate allows (%g); see why with athena pipeline dead list; mend the rows and resume the run, or apply a mended definition and start another run", c.Rejected, c.Read, most).
 		With("rejected", c.Rejected).With("read", c.Read).With("stage", "").At("errors.max_rate")
 }

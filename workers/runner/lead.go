@@ -10,6 +10,7 @@ import (
 	"github.com/athena-pipelines/athena/pipelines/stage"
 	"github.com/athena-pipelines/athena/pkg/athena"
 	"github.com/athena-pipelines/athena/pkg/crashpoint"
+	"github.com/athena-pipelines/athena/pkg/driver"
 	"github.com/athena-pipelines/athena/pkg/record"
 	"github.com/athena-pipelines/athena/pkg/telemetry"
 )
@@ -385,6 +386,9 @@ func (l *leader) finish(ctx context.Context) error {
 	if err := l.job.tooMany(sum); err != nil {
 		return err
 	}
+	if err := l.prune(ctx, tasks); err != nil {
+		return err
+	}
 	if _, err := l.become(ctx, runs.Committing, nil, "all tasks are done"); err != nil {
 		return err
 	}
@@ -393,9 +397,10 @@ func (l *leader) finish(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	short := sum.Rejected+sum.Discarded > 0
 	var changed int64
 	err = l.job.withSink(ctx, func(ctx context.Context, to target) (err error) {
-		changed, err = to.finish(ctx, published(tasks), chains.base.Schema())
+		changed, err = to.finish(ctx, published(tasks), chains.base.Schema(), short)
 		return err
 	})
 	if err != nil {
@@ -403,8 +408,10 @@ func (l *leader) finish(ctx context.Context) error {
 	}
 	crashpoint.Here(crashpoint.RunFinished)
 	if l.job.run.Kind == runs.Redrive {
-		if err := l.Store.DropRejected(ctx, l.job.run.PipelineID, l.job.run.Upto); err != nil {
-			return err
+		for _, r := range l.job.run.Redrives {
+			if err := l.Store.DropRejectedOf(ctx, l.job.run.PipelineID, r, l.job.run.Upto); err != nil {
+				return err
+			}
 		}
 	} else if l.job.run.Pipeline != "" {
 		if err := l.Store.Remember(ctx, l.job.run.PipelineID, func(s *runs.Standing) {
@@ -417,6 +424,9 @@ func (l *leader) finish(ctx context.Context) error {
 		run.State, run.Cause, run.EndedAt = runs.Succeeded, nil, time.Now().UTC()
 		run.Totals = sum
 		run.Totals.Changed = changed
+		if short && l.job.spec.Sink.Mode == driver.Merge && l.job.run.Kind == runs.Batch {
+			run.Log("rows of the target that did not come were left there, since %d rows could not go on", sum.Rejected+sum.Discarded)
+		}
 		run.Log("succeeded: %d rows read, %d written, %d rejected", sum.Read, sum.Written, sum.Rejected)
 		return nil
 	})
@@ -425,6 +435,23 @@ func (l *leader) finish(ctx context.Context) error {
 	}
 	l.tell(ctx, tasks)
 	return l.Store.ForgetTasks(ctx, l.job.run.ID)
+}
+
+// prune lets go of rows that earlier attempts at the tasks have rejected, and the
+// last ones have not.
+func (l *leader) prune(ctx context.Context, tasks []runs.Task) error {
+	again := false
+	last := map[string]bool{}
+	for _, t := range tasks {
+		again = again || t.Attempt > 1 || l.job.run.Taken > 0
+		for n := range t.Counts.Rejected {
+			last[rejectedName(partName(t.N), int(n)+1)] = true
+		}
+	}
+	if !again || l.job.run.Kind != runs.Batch {
+		return nil
+	}
+	return l.Store.PruneRejected(ctx, l.job.run.PipelineID, l.job.run.ID, func(row string) bool { return last[row] })
 }
 
 // A rate is what has been counted in the last seconds.

@@ -55,7 +55,7 @@ func (t *objectTarget) list(ctx context.Context, part string, objects []stage.Ob
 	return err
 }
 
-func (t *objectTarget) finish(ctx context.Context, objects []stage.Object, s *record.Schema) (int64, error) {
+func (t *objectTarget) finish(ctx context.Context, objects []stage.Object, s *record.Schema, _ bool) (int64, error) {
 	if err := t.sweep(ctx, nil); err != nil {
 		return 0, err
 	}

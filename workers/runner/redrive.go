@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 
 	"github.com/athena-pipelines/athena/pipelines/runs"
 	"github.com/athena-pipelines/athena/pipelines/source"
@@ -77,6 +78,9 @@ func (a *attempt) redrive(ctx context.Context, to target) (err error) {
 				break
 			}
 			from = r.Seq + 1
+			if !slices.Contains(a.run.Redrives, r.Run) {
+				continue
+			}
 			if err := a.again(ctx, r, chains); err != nil {
 				return err
 			}

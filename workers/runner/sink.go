@@ -37,7 +37,8 @@ type target interface {
 	// what was decided on. No attempt is under way.
 	sweep(ctx context.Context, decided []stage.Object) error
 	// finish makes the tasks of a batch take effect as a whole.
-	finish(ctx context.Context, objects []stage.Object, schema *record.Schema) (changed int64, err error)
+	// Short says that rows are missing among them that could not go on.
+	finish(ctx context.Context, objects []stage.Object, schema *record.Schema, short bool) (changed int64, err error)
 	// undo takes back what a batch that is cancelled has left that has not taken
 	// effect as a whole.
 	undo(ctx context.Context, objects []stage.Object) error
@@ -82,8 +83,13 @@ func newTableTarget(j *job, w driver.TableWriter, name driver.TableName) *tableT
 		Table: name, Mode: s.Mode, Key: s.Key, Create: s.Create, Run: j.run.ID, Changes: j.spec.Source.CDC != nil,
 		AddColumns: j.spec.Schema.Columns == spec.Evolve, WidenTypes: j.spec.Schema.Types == spec.Evolve,
 	}}
-	if j.run.Kind == runs.Stream {
+	switch {
+	case j.run.Kind == runs.Stream:
 		t.Run = "" // its checkpoints outlast it
+	case j.run.Kind == runs.Redrive && s.Mode == driver.Merge:
+		t.Target.Mode = driver.Upsert // some rows are not the whole
+	case j.run.Kind == runs.Redrive && s.Mode == driver.Overwrite:
+		t.Target.Mode = driver.Append
 	}
 	return &tableTarget{t, j}
 }
@@ -134,7 +140,7 @@ func (t *tableTarget) sweep(context.Context, []stage.Object) error { return nil 
 // finished is the part under which it is kept that a batch has taken effect.
 const finished = "finish"
 
-func (t *tableTarget) finish(ctx context.Context, _ []stage.Object, s *record.Schema) (int64, error) {
+func (t *tableTarget) finish(ctx context.Context, _ []stage.Object, s *record.Schema, short bool) (int64, error) {
 	if !t.Target.Mode.Staged() {
 		return 0, nil
 	}
@@ -142,6 +148,7 @@ func (t *tableTarget) finish(ctx context.Context, _ []stage.Object, s *record.Sc
 	if err != nil {
 		return 0, err
 	}
+	target.KeepMissing = short // what was there of a row that could not go on stays
 	changed, err := t.Writer.FinishTable(ctx, target, driver.Checkpoint{
 		CheckpointKey: driver.CheckpointKey{Pipeline: t.Pipeline, Run: t.Run, Part: finished}, Position: cdc.Position(finished),
 	})

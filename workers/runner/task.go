@@ -90,7 +90,10 @@ type attempt struct {
 	flow *flow
 }
 
-func (a *attempt) part() string { return fmt.Sprintf("%06d", a.task.N) }
+func (a *attempt) part() string { return partName(a.task.N) }
+
+// partName names a task in checkpoints, objects and rejected rows.
+func partName(n int) string { return fmt.Sprintf("%06d", n) }
 
 // do reads the part, takes it through the transforms and commits it.
 func (a *attempt) do(ctx context.Context) error {

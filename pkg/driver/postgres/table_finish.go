@@ -136,9 +136,9 @@ func (f *finish) merge() []finishStep {
 	}
 	on := strings.Join(match, " AND ")
 	table := quoteTable(f.t.Table)
-	steps := []finishStep{
-		{"ANALYZE " + f.stage, false}, // or the joins are planned for an empty table
-		{fmt.Sprintf("DELETE FROM %s t WHERE NOT EXISTS (SELECT FROM %s s WHERE %s)", table, f.stage, on), true},
+	steps := []finishStep{{"ANALYZE " + f.stage, false}} // or the joins are planned for an empty table
+	if !f.t.KeepMissing {
+		steps = append(steps, finishStep{fmt.Sprintf("DELETE FROM %s t WHERE NOT EXISTS (SELECT FROM %s s WHERE %s)", table, f.stage, on), true})
 	}
 	if len(set) > 0 {
 		steps = append(steps, finishStep{fmt.Sprintf("UPDATE %s t SET %s FROM %s s WHERE %s AND (%s)", table, strings.Join(set, ", "), f.stage, on, strings.Join(differ, " OR ")), true})
