@@ -119,7 +119,9 @@ type Origin struct {
 	// Tables are those that the publication has, made with InsertsOnly.
 	Tables      []driver.TableName `json:"tables"`
 	InsertsOnly bool               `json:"inserts_only,omitempty"`
-	Begin       cdc.Position       `json:"begin"`
+	// Anew are the tables that the stream had before the capture began.
+	Anew  []driver.TableName `json:"anew,omitempty"`
+	Begin cdc.Position       `json:"begin"`
 	// Confirmed is the highest mark that may have been confirmed without a
 	// transaction of the stream behind it; see driver.ChangeConfig.
 	Confirmed string `json:"confirmed"`
@@ -191,6 +193,10 @@ type SnapshotRequest struct {
 	At     time.Time              `json:"at"`
 	// Initial marks the rest of a first snapshot that was interrupted.
 	Initial bool `json:"initial,omitempty"`
+	// Anew names tables that the stream has had and that were not captured without
+	// a break since: a truncate stands before their rows, for what was deleted
+	// meanwhile.
+	Anew []driver.TableName `json:"anew,omitempty"`
 
 	Revision uint64 `json:"-"`
 }

@@ -516,7 +516,7 @@ func TestSlotThatIsGone(t *testing.T) {
 				_, err := d.db.Exec(t.Context(), "SELECT pg_drop_replication_slot($1)", c.Slot)
 				return err == nil
 			})
-			d.exec("INSERT INTO t VALUES (2, 'unseen')")
+			d.exec("INSERT INTO t VALUES (2, 'unseen'); DELETE FROM t WHERE id = 1")
 			d.work()
 			if policy == changefeed.Fail {
 				st := d.awaitState(changefeed.Failed)

@@ -141,6 +141,9 @@ func (s *session) adapt(ctx context.Context) error {
 	for _, t := range s.capture.Tables {
 		if !slices.Contains(s.origin.Tables, t) {
 			rows.Tables = append(rows.Tables, driver.SnapshotTable{Table: t, Fresh: true})
+			if s.versions.knows(t) {
+				rows.Anew = append(rows.Anew, t)
+			}
 		}
 	}
 	if s.capture.Snapshot == changefeed.SnapshotInitial && len(rows.Tables) > 0 {
@@ -218,6 +221,7 @@ func (s *session) begin(ctx context.Context, end changefeed.End) (driver.ChangeS
 	s.origin, err = s.store.PutOrigin(ctx, s.capture.Client, changefeed.Origin{
 		Capture: s.capture.ID, Source: start.Source, Begin: start.Begin, Confirmed: start.Confirmed, Sequence: end.Sequence,
 		Tables: setup.Tables, InsertsOnly: setup.InsertsOnly, Revision: s.origin.Revision,
+		Anew: slices.DeleteFunc(slices.Clone(setup.Tables), func(t driver.TableName) bool { return !s.versions.knows(t) }),
 	})
 	return snapshot, err
 }
@@ -345,6 +349,13 @@ func (v *versions) number(t driver.TableName, columns []cdc.Column) (version int
 	next := changefeed.TableVersion{Table: t, Version: last.Version + 1, Columns: columns}
 	v.tables[t] = next
 	return next.Version, true
+}
+
+// knows reports whether the stream has had a table.
+func (v *versions) knows(t driver.TableName) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.tables[t].Version > 0
 }
 
 // causeOf tells why a session ended, for people. Failed says that it needs a

@@ -59,7 +59,7 @@ func (s *session) firstSnapshot(ctx context.Context, snapshot driver.ChangeSnaps
 	if ok && p.State != "running" {
 		return s.keep(ctx, wasRead)
 	}
-	rest := changefeed.SnapshotRequest{ID: id, Client: s.capture.Client, Initial: true}
+	rest := changefeed.SnapshotRequest{ID: id, Client: s.capture.Client, Initial: true, Anew: s.origin.Anew}
 	done := map[driver.TableName]bool{}
 	for _, t := range p.Tables {
 		done[t.Table] = t.Done
@@ -114,6 +114,19 @@ func (s *session) readAll(ctx context.Context, snapshot driver.ChangeSnapshot) e
 		s.status.snapshot(p)
 		return s.Progress(ctx, p)
 	}
+	for _, t := range s.origin.Anew {
+		columns, err := snapshot.Columns(ctx, t)
+		if err != nil {
+			return err
+		}
+		version, err := s.announce(ctx, t, columns)
+		if err == nil {
+			err = s.Truncate(ctx, t, version)
+		}
+		if err != nil {
+			return err
+		}
+	}
 	if err := tell(func() {}); err != nil {
 		return err
 	}
@@ -128,11 +141,9 @@ func (s *session) readAll(ctx context.Context, snapshot driver.ChangeSnapshot) e
 		if err != nil {
 			return errors.Join(err, g.Wait())
 		}
-		version, isNew := s.versions.number(part.Table, columns)
-		if isNew {
-			if err := s.Columns(ctx, part.Table, version, columns); err != nil {
-				return errors.Join(err, g.Wait())
-			}
+		version, err := s.announce(ctx, part.Table, columns)
+		if err != nil {
+			return errors.Join(err, g.Wait())
 		}
 		g.Go(func() error {
 			err := snapshot.Read(ctx, part, func(key, after []byte) error {
@@ -154,6 +165,16 @@ func (s *session) readAll(ctx context.Context, snapshot driver.ChangeSnapshot) e
 		return err
 	}
 	return tell(func() { p.State = "done" })
+}
+
+// announce tells of the columns of a table whose rows are to come, where they are
+// others than before.
+func (s *session) announce(ctx context.Context, t driver.TableName, columns []cdc.Column) (version int, err error) {
+	version, isNew := s.versions.number(t, columns)
+	if isNew {
+		err = s.Columns(ctx, t, version, columns)
+	}
+	return version, err
 }
 
 // wasRead notes that the first snapshot is over, since the stream lets go of what
@@ -390,19 +411,19 @@ func (s *session) chunk(ctx context.Context, a *adhoc) (done bool, err error) {
 		if err != nil {
 			return false, err
 		}
-		version, isNew := s.versions.number(t.Table, columns)
-		if isNew {
-			if err := s.Columns(ctx, t.Table, version, columns); err != nil {
-				return false, err
-			}
+		if a.version, err = s.announce(ctx, t.Table, columns); err != nil {
+			return false, err
 		}
-		a.told, a.version = true, version
+		a.told = true
 		a.keyed = slices.ContainsFunc(columns, func(c cdc.Column) bool { return c.Key })
 	}
 	// The rows of a table without a key cannot be told from those that readers
-	// have already. Of a part of them nothing can be said.
+	// have already; of one with a key they have rows that are gone, unless it was
+	// captured all along. Of a part of the rows nothing can be said. What begins at
+	// the first row reads all of them, also where it begins for the second time.
+	anew := t.After == "" && slices.Contains(a.Anew, t.Table)
 	forget := sync.OnceValue(func() error {
-		if a.keyed || t.Where != "" {
+		if a.keyed && !anew || t.Where != "" {
 			return nil
 		}
 		return s.Truncate(ctx, t.Table, a.version)

@@ -161,8 +161,7 @@ func (w *writer) Columns(ctx context.Context, t driver.TableName, version int, c
 	})
 }
 
-// Truncate has readers forget the rows of a table without a key, which a snapshot
-// has anew.
+// Truncate has readers forget the rows of a table, which a snapshot has anew.
 func (w *writer) Truncate(ctx context.Context, t driver.TableName, version int) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
