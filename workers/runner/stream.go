@@ -59,6 +59,7 @@ type follower struct {
 	late    *runs.Cursor // of what has taken effect, and is not stored yet
 	told    time.Time
 	attempt *int
+	end     cdc.Position // behind the rows of the snapshot, once it is done
 }
 
 // follow runs one session of a stream: from where it has come to until something
@@ -124,8 +125,10 @@ func (f *follower) run(ctx context.Context) error {
 			f.writer.Abort(actx)
 		}
 	}()
+	lasts, cancel := lasting(ctx) // for what is written, so that it can be committed at the end
+	defer cancel()
 	for {
-		if err := f.turn(ctx); err != nil {
+		if err := f.turn(ctx, lasts); err != nil {
 			if ctx.Err() != nil { // what was read whole may take effect
 				return f.drain(ctx, err)
 			}
@@ -235,15 +238,16 @@ func (f *follower) start(ctx context.Context) (runs.Cursor, string, error) {
 	return next, fmt.Sprintf("from now on, behind %s", next.Position), nil
 }
 
-// turn reads some changes, takes them through, and commits when it is time.
-func (f *follower) turn(ctx context.Context) error {
+// turn reads some changes, takes them through, and commits when it is time. What
+// is written is under way for longer than the turn, as long as lasts does.
+func (f *follower) turn(ctx, lasts context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
 	read := time.Now()
 	chunk, err := f.changes.Next(ctx, takeMost, func(u stage.Unread, pos cdc.Position) error {
 		f.clean = false
-		return f.open().unread(ctx, u, pos)
+		return f.open().unread(lasts, u, pos)
 	})
 	if err != nil {
 		return at(err, "source")
@@ -254,7 +258,7 @@ func (f *follower) turn(ctx context.Context) error {
 	}
 	for _, b := range chunk.Batches {
 		f.clean = false
-		if err := f.push(ctx, b); err != nil {
+		if err := f.push(lasts, b); err != nil {
 			return err
 		}
 	}
@@ -492,30 +496,54 @@ func (f *follower) tell(ctx context.Context, chunk source.Chunk) error {
 	return f.handOver(ctx)
 }
 
-// handOver notes when the rows of a snapshot have all been read (law 6): once
-// the stream has its end, and the cursor stands behind that.
+// handOver notes when the rows of a snapshot have taken effect (law 6): the stream
+// has its end, and all that was read up to that is committed.
 func (f *follower) handOver(ctx context.Context) error {
-	found, err := f.Changes.SnapshotProgress(ctx, f.job.spec.Source.Client)
-	if err != nil {
-		return err
-	}
-	for _, p := range found {
-		if p.ID != f.cursor.Snapshot || p.State == "running" {
-			continue
-		}
-		if p.State == "failed" {
-			return f.snapshotting(ctx, p.State)
-		}
-		next := f.cursor
-		if f.late != nil {
-			next = *f.late
-		}
-		next.Snapshot, f.late = "", nil
-		if err := f.put(ctx, next); err != nil {
+	if f.end == "" {
+		if over, err := f.snapshotOver(ctx); err != nil || !over {
 			return err
 		}
-		_, err := f.become(ctx, runs.Streaming, nil, "the snapshot is over; streaming from %s", f.cursor.Position)
+	}
+	next := f.cursor
+	if f.late != nil {
+		next = *f.late
+	}
+	if f.writer == nil {
+		next.Position = f.at
+	}
+	if next.Position < f.end {
+		return nil
+	}
+	next.Snapshot, f.late = "", nil
+	if err := f.put(ctx, next); err != nil {
 		return err
 	}
-	return nil
+	_, err := f.become(ctx, runs.Streaming, nil, "the snapshot is over; streaming from %s", f.cursor.Position)
+	return err
+}
+
+// snapshotOver reports whether the stream has all rows of the snapshot, and notes
+// where they end.
+func (f *follower) snapshotOver(ctx context.Context) (bool, error) {
+	client := f.job.spec.Source.Client
+	found, err := f.Changes.SnapshotProgress(ctx, client)
+	if err != nil {
+		return false, err
+	}
+	for _, p := range found {
+		switch {
+		case p.ID != f.cursor.Snapshot || p.State == "running":
+		case p.State == "failed":
+			return false, f.snapshotting(ctx, p.State)
+		default:
+			reader, err := f.Feeds.Open(ctx, client, changefeed.FromNow, nil)
+			if err != nil {
+				return false, at(err, "source")
+			}
+			defer reader.Close()
+			f.end = reader.Cursor()
+			return true, nil
+		}
+	}
+	return false, nil
 }
