@@ -34,7 +34,9 @@ func TestTheOrderOfChecks(t *testing.T) {
 	w.Client(t, "cold", func(c *athena.Client) { c.Lifecycle = athena.Frozen })
 	w.Client(t, "old", func(c *athena.Client) { c.Lifecycle = athena.Inactive })
 	w.Client(t, "poor", func(c *athena.Client) { c.Capabilities = athena.Allow(athena.DeferredQuery) })
-	foreign(t, w)
+	foreign(t, w, "scylla", "active", `{"schema_read":true}`)
+	foreign(t, w, "bare", "active", "{}")
+	foreign(t, w, "iced", "frozen", "{}")
 	key := w.Key(t, []string{"query", "schema"})
 	bound := w.Key(t, []string{"query", "schema"}, "lake")
 	wrong := key[:len(key)-2] + "zA"
@@ -88,7 +90,14 @@ func TestTheOrderOfChecks(t *testing.T) {
 
 	t.Run("unsupported by the engine", func(t *testing.T) {
 		before := w.Opens.Load()
-		w.Do(t, key, "GET", "/schema", "", "X-Athena-Client: scylla").Want(t, 422, athena.CodeCapabilityUnsupported)
+		for _, client := range []string{"scylla", "bare"} { // whether it is granted or not
+			a := w.Do(t, key, "GET", "/schema", "", "X-Athena-Client: "+client).Want(t, 422, athena.CodeCapabilityUnsupported)
+			if strings.Contains(a.Message, "grant") {
+				t.Errorf("%s: no owner can mend it: %s", client, a.Raw)
+			}
+		}
+		w.Do(t, key, "GET", "/schema", "", "X-Athena-Client: iced").Want(t, 423, athena.CodeClientFrozen)
+		w.Do(t, bound, "GET", "/schema", "", "X-Athena-Client: bare").Want(t, 403, athena.CodeForbidden)
 		if w.Opens.Load() != before {
 			t.Error("a connection was opened")
 		}
@@ -106,15 +115,15 @@ func TestTheOrderOfChecks(t *testing.T) {
 	}
 }
 
-// foreign stores a definition that another build made: the engines of this one
-// cannot do what it grants.
-func foreign(t *testing.T, w *apitest.World) {
+// foreign stores a definition of an engine that this build does not have, as
+// another build would.
+func foreign(t *testing.T, w *apitest.World, name, lifecycle, capabilities string) {
 	t.Helper()
 	kv, err := w.Bus.JetStream().KeyValue(t.Context(), bus.BucketCatalog)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := kv.PutString(t.Context(), "scylla", `{"v":1,"definition":{"client_name":"scylla","engine":"scylla","lifecycle":"active","capabilities":{"schema_read":true},"connection":{"hosts":["h"]}}}`); err != nil {
+	if _, err := kv.PutString(t.Context(), name, fmt.Sprintf(`{"v":1,"definition":{"client_name":%q,"engine":"scylla","lifecycle":%q,"capabilities":%s,"connection":{"hosts":["h"]}}}`, name, lifecycle, capabilities)); err != nil {
 		t.Fatal(err)
 	}
 	if err := w.Catalog.Ready(t.Context()); err != nil {

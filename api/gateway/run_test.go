@@ -124,7 +124,7 @@ func TestQueriesAreRefusedForTheRightReason(t *testing.T) {
 		"an inactive client":                  {410, "client_inactive", "", call{client: "gone", body: sel}},
 		"a missing capability":                {403, "capability_denied", "", call{client: "poor", body: sel}},
 		"an engine that cannot":               {422, "capability_unsupported", "", call{client: "bucket", body: sel}},
-		"raw CQL where only SQL is granted":   {403, "capability_denied", "", call{do: "POST /gateway/sql", body: stmt{"query": "x", "language": "cql"}}},
+		"raw CQL where only SQL is granted":   {422, "capability_unsupported", "", call{do: "POST /gateway/sql", body: stmt{"query": "x", "language": "cql"}}},
 		"raw CQL where the engine has none":   {422, "capability_unsupported", "", call{do: "POST /gateway/sql", client: "cql", body: stmt{"query": "x", "language": "cql"}}},
 		"raw SQL without its capability":      {403, "capability_denied", "", call{do: "POST /query/sql", client: "cql", body: sel}},
 		"another language than the engine's":  {400, "invalid_request", "language", call{body: stmt{"query": "x", "language": "cql"}}},

@@ -326,6 +326,7 @@ func TestWhoMayDoWhat(t *testing.T) {
 	w.Client(t, "shop", nil)
 	w.Lake(t, "reader", bucket, func(c *athena.Client) { c.Capabilities = athena.Allow(athena.ObjectRead) })
 	w.Lake(t, "writer", bucket, func(c *athena.Client) { c.Capabilities = athena.Allow(athena.ObjectWrite) })
+	w.Lake(t, "bare", bucket, func(c *athena.Client) { c.Capabilities = 0 })
 	w.Lake(t, "frozen", bucket, func(c *athena.Client) { c.Lifecycle = athena.Frozen })
 	w.Do(t, w.Admin, "PUT", "/storage/objects/x", "x", lake).Want(t, 200, "")
 	before := w.Opens.Load()
@@ -350,7 +351,8 @@ func TestWhoMayDoWhat(t *testing.T) {
 		"a client that is frozen":         {write, "frozen", [][]call{reads, writes, both}, 423, athena.CodeClientFrozen},
 		"a client without writing":        {write, "reader", [][]call{writes, both}, 403, athena.CodeCapabilityDenied},
 		"a client without reading":        {write, "writer", [][]call{reads, both}, 403, athena.CodeCapabilityDenied},
-		"a client that is granted no one": {write, "shop", [][]call{reads, writes, both}, 403, athena.CodeCapabilityDenied},
+		"a client that is granted no one": {write, "bare", [][]call{reads, writes, both}, 403, athena.CodeCapabilityDenied},
+		"a client that has no objects":    {write, "shop", [][]call{reads, writes, both}, 422, athena.CodeCapabilityUnsupported},
 	} {
 		for _, calls := range test.calls {
 			for _, c := range calls {

@@ -96,8 +96,10 @@ func TestEveryEngineStageAndMode(t *testing.T) {
 					switch {
 					case !slices.Contains(source.engines, from):
 						expect(at, a, b, "source", athena.CodeCapabilityUnsupported)
+						expect(at+", nothing granted", use(source, "none-a-"+string(from)), b, "source", athena.CodeCapabilityUnsupported)
 					case !slices.Contains(sink.engines, to):
 						expect(at, a, b, "sink", athena.CodeCapabilityUnsupported)
+						expect(at+", nothing granted", a, use(sink, "none-b-"+string(to)), "sink", athena.CodeCapabilityUnsupported)
 					default:
 						expect(at, a, b, "", "")
 						for _, c := range source.needs {

@@ -30,12 +30,20 @@ type Op struct {
 	Holds bool
 }
 
-// allows reports why the client may not do this, or nil if it may.
-func (op Op) allows(c *athena.Client) error {
+// allows reports why the client may not do this, or nil if it may. What its
+// engine cannot do is told before what its definition does not grant: no owner
+// could grant it.
+func (op Op) allows(c *athena.Client, supports athena.Capabilities) error {
 	if op.Holds && c.Lifecycle == athena.Frozen {
 		thawed := *c
 		thawed.Lifecycle = athena.Active
 		c = &thawed
+	}
+	if err := c.Runnable(); err != nil {
+		return err
+	}
+	if lacks := athena.Allow(op.Needs...).Minus(supports); lacks != 0 {
+		return athena.Unsupported(c.Name, c.Engine(), lacks.List()[0])
 	}
 	return c.Require(op.Needs...)
 }
@@ -153,11 +161,8 @@ func (d *Dispatcher) admit(ctx context.Context, p *auth.Principal, op Op, name s
 	if err != nil {
 		return nil, err
 	}
-	if err := op.allows(client); err != nil {
+	if err := op.allows(client, d.Resolver.Supports(client.Engine())); err != nil {
 		return client, err
-	}
-	if lacks := athena.Allow(op.Needs...).Minus(d.Resolver.Supports(client.Engine())); lacks != 0 {
-		return client, athena.Unsupported(name, client.Engine(), lacks.List()[0])
 	}
 	if d.Admit != nil {
 		return client, d.Admit(client)
