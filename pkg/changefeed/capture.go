@@ -120,8 +120,11 @@ type Origin struct {
 	Tables      []driver.TableName `json:"tables"`
 	InsertsOnly bool               `json:"inserts_only,omitempty"`
 	// Anew are the tables that the stream had before the capture began.
-	Anew  []driver.TableName `json:"anew,omitempty"`
-	Begin cdc.Position       `json:"begin"`
+	Anew []driver.TableName `json:"anew,omitempty"`
+	// Unread are tables that came again to a capture without snapshot; their rows
+	// are read once it has one.
+	Unread []driver.TableName `json:"unread,omitempty"`
+	Begin  cdc.Position       `json:"begin"`
 	// Confirmed is the highest mark that may have been confirmed without a
 	// transaction of the stream behind it; see driver.ChangeConfig.
 	Confirmed string `json:"confirmed"`

@@ -177,6 +177,16 @@ func (f *Filter) match(t driver.TableName, op []byte, line []byte, scratch *row)
 // tells the readers of an earlier one's changes that some may be missing.
 const PrefixBegin = "athena.begin"
 
+// Gap is the content of that message.
+type Gap struct {
+	Capture  string       `json:"capture"` // its ID
+	Begin    cdc.Position `json:"begin"`
+	Snapshot SnapshotMode `json:"snapshot"` // initial: a truncate and the rows of the tables follow
+	// Tables are those that the stream had before. Messages of earlier versions do
+	// not tell, and have null.
+	Tables []driver.TableName `json:"tables"`
+}
+
 // isGap reports whether a message tells of a gap. Every reader is told, whatever
 // it filters.
 func isGap(line []byte) bool {

@@ -2,6 +2,7 @@ package capture_test
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"testing"
 
@@ -160,4 +161,65 @@ func (d *deployment) interrupt(stop func(), meanwhile func()) func() {
 	})
 	stop()
 	return d.work()
+}
+
+// Where a capture wants no rows, readers are told which tables have a gap; once it
+// wants them, the rows that are gone are forgotten.
+func TestACaptureThatWantsNoRowsTellsOfTheGap(t *testing.T) {
+	t.Parallel()
+	none := func(c *changefeed.Capture) { c.Snapshot = changefeed.SnapshotNone }
+	for name, gap := range map[string]func(*deployment){
+		"a capture": func(d *deployment) {
+			d.disable()
+			d.exec("DELETE FROM t WHERE id = 1")
+			d.enable(none, "t", "u")
+		},
+		"a table": func(d *deployment) {
+			d.change(none)
+			d.tables("u")
+			d.exec("DELETE FROM t WHERE id = 1")
+			d.tables("t", "u", "x")
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			d := deploy(t, `CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'old'), (2, 'old');
+				CREATE TABLE u (id int PRIMARY KEY, v text); CREATE TABLE x (id int PRIMARY KEY, v text)`)
+			d.enable(nil, "t")
+			d.work()
+			d.equal("t")
+			gap(d)
+			var told []changefeed.Gap
+			d.await("the message", func() bool {
+				told = nil
+				for _, c := range d.read() {
+					var g changefeed.Gap
+					if c.Prefix != changefeed.PrefixBegin {
+						continue
+					}
+					if err := json.Unmarshal(c.Content, &g); err != nil {
+						t.Fatal(err)
+					}
+					told = append(told, g)
+				}
+				return len(told) > 0
+			})
+			if g := told[0]; len(told) != 1 || g.Snapshot != changefeed.SnapshotNone || fmt.Sprint(g.Tables) != "[public.t]" {
+				t.Errorf("readers are told %+v", told)
+			}
+			d.change(func(c *changefeed.Capture) { c.Snapshot = changefeed.SnapshotInitial })
+			d.equal("t")
+		})
+	}
+}
+
+// change has the capture be another one.
+func (d *deployment) change(change func(*changefeed.Capture)) {
+	d.t.Helper()
+	c, _ := d.store.Capture(d.client)
+	change(&c)
+	if _, err := d.store.PutCapture(d.t.Context(), c); err != nil {
+		d.t.Fatal(err)
+	}
+	d.await("the change", func() bool { now, _ := d.store.Capture(d.client); return now.Revision > c.Revision })
 }

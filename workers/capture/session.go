@@ -68,6 +68,7 @@ func (s *session) run(ctx context.Context) error {
 			"the stream ends with message %d, and had %d: it was removed, or restored, and lacks changes that the source has let go of; disable the capture and enable it again, or set on_loss to resnapshot", end.Sequence, origin.Sequence)}
 	}
 	var snapshot driver.ChangeSnapshot
+	var gaps []driver.TableName // of tables that came again
 	if !begun {
 		snapshot, err = s.begin(ctx, end)
 		if snapshot != nil {
@@ -76,7 +77,7 @@ func (s *session) run(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-	} else if err := s.adapt(ctx); err != nil {
+	} else if gaps, err = s.adapt(ctx); err != nil {
 		return err
 	}
 
@@ -104,7 +105,19 @@ func (s *session) run(ctx context.Context) error {
 	g.Go(func() error { return s.writer.Run(gctx) })
 	g.Go(func() error {
 		if gap {
-			if err := s.noteGap(gctx); err != nil {
+			if err := s.noteGap(gctx, s.origin.Anew); err != nil {
+				return err
+			}
+		}
+		if len(gaps) > 0 {
+			err := s.noteGap(gctx, gaps)
+			if err == nil {
+				err = s.Flush(gctx)
+			}
+			if err == nil {
+				err = s.adapted(gctx, gaps)
+			}
+			if err != nil {
 				return err
 			}
 		}
@@ -125,33 +138,48 @@ func (s *session) run(ctx context.Context) error {
 
 // adapt brings the publication up to date where the capture's tables are others
 // than before. The rows of those that came are read beside the stream, if the
-// capture wants rows.
-func (s *session) adapt(ctx context.Context) error {
-	if slices.Equal(s.origin.Tables, s.capture.Tables) && s.origin.InsertsOnly == s.capture.InsertsOnly {
-		return nil
+// capture wants rows; else it returns those of them that the stream had before,
+// and readers must be told of the gap.
+func (s *session) adapt(ctx context.Context) (gaps []driver.TableName, err error) {
+	wanted := s.capture.Snapshot == changefeed.SnapshotInitial
+	if slices.Equal(s.origin.Tables, s.capture.Tables) && s.origin.InsertsOnly == s.capture.InsertsOnly && !(wanted && len(s.origin.Unread) > 0) {
+		return nil, nil
 	}
 	s.status.set(changefeed.Starting, "changes the publication")
 	if err := s.source.PrepareChanges(ctx, s.capture.Setup()); err != nil {
-		return err
+		return nil, err
 	}
 	rows := changefeed.SnapshotRequest{
 		// The same after a crash in between, so that they are asked for once.
 		ID: fmt.Sprintf("tables-%d", s.capture.Revision), Client: s.capture.Client, At: time.Now().UTC(),
 	}
 	for _, t := range s.capture.Tables {
-		if !slices.Contains(s.origin.Tables, t) {
-			rows.Tables = append(rows.Tables, driver.SnapshotTable{Table: t, Fresh: true})
-			if s.versions.knows(t) {
-				rows.Anew = append(rows.Anew, t)
-			}
+		unread := slices.Contains(s.origin.Unread, t)
+		if slices.Contains(s.origin.Tables, t) && !unread {
+			continue
+		}
+		rows.Tables = append(rows.Tables, driver.SnapshotTable{Table: t, Fresh: true})
+		if unread || s.versions.knows(t) {
+			rows.Anew = append(rows.Anew, t)
 		}
 	}
-	if s.capture.Snapshot == changefeed.SnapshotInitial && len(rows.Tables) > 0 {
+	if !wanted && len(rows.Anew) > 0 {
+		return rows.Anew, nil // adapted follows the note
+	}
+	if wanted && len(rows.Tables) > 0 {
 		if err := s.store.PutSnapshot(ctx, rows); err != nil && athena.CodeOf(err) != athena.CodeConflict {
-			return err
+			return nil, err
 		}
 	}
-	return s.keep(ctx, func(o *changefeed.Origin) { o.Tables, o.InsertsOnly = s.capture.Tables, s.capture.InsertsOnly })
+	return nil, s.adapted(ctx, nil)
+}
+
+// adapted puts on record that the publication has the capture's tables, and those
+// whose rows are to be read once rows are wanted.
+func (s *session) adapted(ctx context.Context, unread []driver.TableName) error {
+	return s.keep(ctx, func(o *changefeed.Origin) {
+		o.Tables, o.InsertsOnly, o.Unread = s.capture.Tables, s.capture.InsertsOnly, unread
+	})
 }
 
 // keep puts a change of the origin on record.
@@ -180,10 +208,10 @@ func (s *session) keep(ctx context.Context, change func(*changefeed.Origin)) err
 	}
 }
 
-// noteGap tells the readers of an earlier capture's changes that this one begins
-// anew: what happened in between is not in the stream.
-func (s *session) noteGap(ctx context.Context) error {
-	content, err := json.Marshal(map[string]any{"capture": s.capture.ID, "begin": s.origin.Begin, "snapshot": s.capture.Snapshot})
+// noteGap tells readers that the capture begins anew, of tables that the stream
+// had before: what happened in between is not in it.
+func (s *session) noteGap(ctx context.Context, tables []driver.TableName) error {
+	content, err := json.Marshal(changefeed.Gap{Capture: s.capture.ID, Begin: s.origin.Begin, Snapshot: s.capture.Snapshot, Tables: append([]driver.TableName{}, tables...)})
 	if err != nil {
 		return err
 	}
