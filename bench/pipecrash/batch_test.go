@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/athena-pipelines/athena/pkg/crashpoint"
 	"github.com/athena-pipelines/athena/pkg/driver"
 	"github.com/athena-pipelines/athena/pkg/sdk"
 )
@@ -35,6 +36,7 @@ type batch struct {
 	judge   func(s *stage, round int, info *sdk.RunInfo)
 	objects bool
 	written int64
+	haunted bool // a worker stands still, and none dies
 }
 
 // run runs the batch again and again until there were so many kills.
@@ -48,7 +50,13 @@ func (b batch) run(s *stage, kills int) {
 		info, err := s.api.Pipelines().Run(s.ctx, def.json(), sdk.RunOptions{IdempotencyKey: fmt.Sprint(s.Name(), round)})
 		s.check(err)
 		w := s.watch(info.ID, b.written)
-		left -= s.assault(s.batchStops(left, b.tasks, b.objects), left, w.over)
+		if b.haunted {
+			points := haunts[b.objects]
+			s.haunt(points[again%len(points)], w.over)
+			left--
+		} else {
+			left -= s.assault(s.batchStops(left, b.tasks, b.objects), left, w.over)
+		}
 		info = s.ends(w)
 		if info.State != sdk.RunSucceeded || info.Cause != nil || info.Counts.Written != b.written || info.Counts.Rejected != 0 {
 			s.Errorf("the run ended as %s, %+v, having counted %+v; there were %d rows to write", info.State, info.Cause, info.Counts, b.written)
@@ -57,6 +65,12 @@ func (b batch) run(s *stage, kills int) {
 			s.Errorf("the run had %d tasks, and not about %d", info.Tasks, b.tasks)
 		}
 		b.judge(s, round, info)
+		// Whoever comes late changes nothing of what was told.
+		later, err := s.api.Run(info.ID).Get(s.ctx)
+		s.check(err)
+		if later.State != info.State || later.Counts != info.Counts || !later.EndedAt.Equal(info.EndedAt) {
+			s.Errorf("the run was %s at %s with %+v, and is %s at %s with %+v", info.State, info.EndedAt, info.Counts, later.State, later.EndedAt, later.Counts)
+		}
 		if s.Failed() {
 			s.Fatalf("seed %d, round %d: seen as %v, the steps were %+v\n%s", s.seed, round, w.seen, info.Steps, s.rig.Logs())
 		}
@@ -116,10 +130,26 @@ func older(s *stage, round int) {
 	s.show("SELECT * FROM orders", "SELECT * FROM copied")
 }
 
-func tables(mode string, target func(*stage, int), changed string) func(s *stage, kills int) {
+// haunts are where a worker stands still, without objects and with them.
+var haunts = map[bool][]string{
+	false: {crashpoint.TaskWritten, crashpoint.RunPrepared, crashpoint.TaskCommitted, crashpoint.RunFinishing, crashpoint.RunTasks, crashpoint.RunFinished},
+	true:  {crashpoint.TaskStaged, crashpoint.RunTasks, crashpoint.TaskDecided, crashpoint.RunFinished, crashpoint.RunFinishing, crashpoint.TaskWritten},
+}
+
+// haunted is a scenario of a batch whose worker stands still.
+func haunted(b batch) func(s *stage, kills int) {
+	b.haunted = true
+	return b.run
+}
+
+func table(mode string, target func(*stage, int), changed string) batch {
 	return toTable(func(int) definition {
 		return definition{"source": plain, "sink": copied(mode), "parallel": 2}
-	}, mode, target, changed).run
+	}, mode, target, changed)
+}
+
+func tables(mode string, target func(*stage, int), changed string) func(s *stage, kills int) {
+	return table(mode, target, changed).run
 }
 
 // transformed is a filter and a computed column.
@@ -194,7 +224,7 @@ func fromObjects(s *stage, kills int) {
 }
 
 // toObjects writes objects that are parted by a column.
-func toObjects(format string) func(s *stage, kills int) {
+func toObjects(format string) batch {
 	prefix := func(round int) string { return fmt.Sprintf("out-%d/", round) }
 	return batch{
 		tasks: 14, written: rows, objects: true,
@@ -224,7 +254,7 @@ func toObjects(format string) func(s *stage, kills int) {
 				s.Errorf("the run says that it wrote %d objects; %d are listed", info.Counts.Objects, objects)
 			}
 		},
-	}.run
+	}
 }
 
 // How many rows a run that begins with an older target changes.

@@ -21,14 +21,14 @@ func groups() []group {
 				{"two workers merge a table", 9, tables("merge", older, merges)},
 				{"the rows of a query are appended once", 6, queried},
 				{"the rows of objects are appended once", 7, fromObjects},
-				{"two workers write ndjson, each row in one object that is listed", 10, toObjects("ndjson")},
+				{"two workers write ndjson, each row in one object that is listed", 10, toObjects("ndjson").run},
 			},
 		},
 		{
 			name: "batches to objects", rig: rig.Config{Workers: 1},
 			scenarios: []scenario{
-				{"a table goes to parquet, each row in one object that is listed", 10, toObjects("parquet")},
-				{"a table goes to ndjson, each row in one object that is listed", 9, toObjects("ndjson")},
+				{"a table goes to parquet, each row in one object that is listed", 10, toObjects("parquet").run},
+				{"a table goes to ndjson, each row in one object that is listed", 9, toObjects("ndjson").run},
 			},
 		},
 		{
@@ -47,10 +47,18 @@ func groups() []group {
 			},
 		},
 		{
+			name: "workers that stand still", rig: rig.Config{Workers: 2},
+			scenarios: []scenario{
+				{"a table is appended once, by whoever is alive", 6, haunted(table("append", keyless, ""))},
+				{"a table is merged once, by whoever is alive", 4, haunted(table("merge", older, merges))},
+				{"ndjson is written once, by whoever is alive", 6, haunted(toObjects("ndjson"))},
+			},
+		},
+		{
 			name: "one process, with the broker in it", rig: rig.Config{Inside: true}, tables: []string{"one", "two"},
 			scenarios: []scenario{
 				{"it appends a table, no row twice and none missing", 6, tables("append", keyless, "")},
-				{"it writes parquet, each row in one object that is listed", 6, toObjects("parquet")},
+				{"it writes parquet, each row in one object that is listed", 6, toObjects("parquet").run},
 				{"it keeps a table as it is, while it changes", 6, mirrored("one")},
 				{"it logs every change in ndjson once", 6, logObjects("two", "ndjson")},
 			},
@@ -63,7 +71,7 @@ func short() group {
 		name: "a few kills", rig: rig.Config{Workers: 2},
 		scenarios: []scenario{
 			{"a table is appended, no row twice and none missing", 4, tables("append", keyless, "")},
-			{"a table goes to ndjson, each row in one object that is listed", 4, toObjects("ndjson")},
+			{"a table goes to ndjson, each row in one object that is listed", 4, toObjects("ndjson").run},
 		},
 	}
 }

@@ -28,7 +28,7 @@ import (
 const (
 	killed = "kill"   // of a worker, from outside
 	server = "server" // the server is killed, and its broker with it
-	frozen = "freeze" // a worker stands still until others have taken its work, and then goes on
+	frozen = "freeze" // a worker stands still until another has taken its work, and then goes on
 )
 
 // lease is how long a dead worker keeps its work.
@@ -238,18 +238,6 @@ func (s *stage) suffer(p *rig.Process, st stop, over <-chan struct{}) (died bool
 		if err := s.rig.Ready(s.ctx); err != nil {
 			s.Errorf("the server after a kill: %v", err)
 		}
-	case frozen:
-		s.start(p, "")
-		if !s.wait(st.after, over) || p.Signal(syscall.SIGSTOP) != nil {
-			return false
-		}
-		s.wait(2*lease, nil)
-		if err := p.Signal(syscall.SIGCONT); err != nil {
-			s.Error(err)
-		}
-		s.wait(lease/2, over)
-		count.died(frozen)
-		return false
 	default:
 		s.start(p, fmt.Sprintf("%s:%d", st.point, cmp.Or(st.n, 1)))
 		late := time.NewTimer(patience)
@@ -273,6 +261,27 @@ func (s *stage) suffer(p *rig.Process, st stop, over <-chan struct{}) (died bool
 	return true
 }
 
+// haunt has one worker stand still at a point, while another takes its work over,
+// and then go on, as if it were not too late.
+func (s *stage) haunt(point string, over <-chan struct{}) {
+	ghost, other := s.victims[0], s.victims[1]
+	other.Kill()
+	s.start(ghost, fmt.Sprintf("%s:%d:freeze", point, 1+s.rnd.IntN(2)))
+	for end := time.Now().Add(patience); !ghost.Stopped() && time.Now().Before(end); {
+		s.wait(20*time.Millisecond, over)
+	}
+	s.start(other, "")
+	if !ghost.Stopped() {
+		return
+	}
+	s.wait(2*lease, over)
+	if err := ghost.Signal(syscall.SIGCONT); err != nil {
+		s.Error(err)
+	}
+	count.died(frozen)
+	s.wait(lease/2, nil)
+}
+
 // outside is a death that comes from outside at some moment.
 func (s *stage) outside(point string) stop {
 	return stop{point: point, after: 300*time.Millisecond + time.Duration(s.rnd.Int64N(int64(lease+time.Second)))}
@@ -292,7 +301,7 @@ func (s *stage) batchStops(wanted, tasks int, objects bool) []stop {
 	}
 	stops = append(stops, s.outside(killed))
 	if len(s.victims) > 1 {
-		stops = append(stops, s.outside(frozen), s.outside(server))
+		stops = append(stops, s.outside(server))
 	}
 	s.rnd.Shuffle(len(stops), func(i, j int) { stops[i], stops[j] = stops[j], stops[i] })
 	stops = append(append(early, stops...), stop{point: crashpoint.RunFinishing}, stop{point: crashpoint.RunFinished})
@@ -316,7 +325,7 @@ func (s *stage) streamStops(wanted int, objects bool) (stops []stop) {
 		}
 		stops = append(stops, s.outside(killed))
 		if len(s.victims) > 1 {
-			stops = append(stops, s.outside(frozen), s.outside(server))
+			stops = append(stops, s.outside(server))
 		}
 	}
 	return stops

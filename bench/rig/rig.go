@@ -371,6 +371,17 @@ func (p *Process) Signal(sig os.Signal) error {
 	return p.cmd.Process.Signal(sig)
 }
 
+// Stopped reports whether the process that was started last stands still, by
+// SIGSTOP.
+func (p *Process) Stopped() bool {
+	p.mu.Lock()
+	pid := p.cmd.Process.Pid
+	p.mu.Unlock()
+	raw, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	_, state, _ := strings.Cut(string(raw), "State:")
+	return strings.HasPrefix(strings.TrimSpace(state), "T")
+}
+
 // Kill ends the process with SIGKILL, if it runs, and waits for its end.
 func (p *Process) Kill() {
 	p.mu.Lock()

@@ -2,7 +2,8 @@
 //
 // In an ordinary build Here does nothing and is compiled away. A build with the
 // tag "crashpoints" reads ATHENA_CRASHPOINT, written "name:n", and ends the
-// process with SIGKILL when the point of that name is passed for the n-th time.
+// process with SIGKILL when the point of that name is passed for the n-th time;
+// written "name:n:freeze", it stops the process there, until SIGCONT lets it go on.
 package crashpoint
 
 // The points, in the order in which a job passes them.

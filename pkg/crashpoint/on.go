@@ -14,17 +14,31 @@ import (
 // Enabled reports whether this build can crash on purpose.
 const Enabled = true
 
-var armed = sync.OnceValues(func() (string, *atomic.Int64) {
-	name, count, _ := strings.Cut(os.Getenv("ATHENA_CRASHPOINT"), ":")
+// charge is what the process is armed with.
+type charge struct {
+	point  string
+	left   atomic.Int64 // times until it goes off
+	freeze bool
+}
+
+var armed = sync.OnceValue(func() *charge {
+	name, rest, _ := strings.Cut(os.Getenv("ATHENA_CRASHPOINT"), ":")
+	count, how, _ := strings.Cut(rest, ":")
 	n, _ := strconv.ParseInt(count, 10, 64)
-	var left atomic.Int64
-	left.Store(max(n, 1))
-	return name, &left
+	c := &charge{point: name, freeze: how == "freeze"}
+	c.left.Store(max(n, 1))
+	return c
 })
 
-// Here kills the process if this point was asked for and its time has come.
+// Here kills the process, or stops it, if this point was asked for and its time has
+// come.
 func Here(point string) {
-	if name, left := armed(); name == point && left.Add(-1) == 0 {
+	c := armed()
+	switch {
+	case c.point != point || c.left.Add(-1) != 0:
+	case c.freeze:
+		syscall.Kill(os.Getpid(), syscall.SIGSTOP)
+	default:
 		syscall.Kill(os.Getpid(), syscall.SIGKILL)
 		select {}
 	}
