@@ -256,6 +256,8 @@ type Task struct {
 // own, and what is to be published.
 type Cursor struct {
 	Position cdc.Position `json:"position"`
+	// Source is the client of whose stream it is a position.
+	Source string `json:"source,omitempty"`
 	// Commit counts commits, from 1.
 	Commit  int64          `json:"commit"`
 	Decided []stage.Object `json:"decided,omitempty"`

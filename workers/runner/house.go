@@ -1,6 +1,7 @@
 package runner
 
 import (
+	"cmp"
 	"context"
 	"path"
 	"regexp"
@@ -98,7 +99,7 @@ func (w *Worker) start(ctx context.Context, d runs.Definition, p *spec.Pipeline,
 		ID:       uuid.NewSHA1(space, []byte(d.ID+" "+due.Format(time.RFC3339))).String(),
 		Pipeline: d.Name, PipelineID: d.ID, Generation: d.Generation, Kind: runs.Batch, Spec: d.Spec,
 		Trigger: "schedule", Key: d.Key, Source: p.Source.Client, Sink: p.Sink.Client,
-		Want: runs.WantRun, State: runs.Queued, CreatedAt: time.Now().UTC(), Parallel: max(1, p.Parallel),
+		Want: runs.WantRun, State: runs.Queued, CreatedAt: time.Now().UTC(), Parallel: cmp.Or(p.Parallel, spec.DefaultParallel),
 	}
 	r.Log("by the schedule %s, of %s", p.Schedule, due.Format(time.RFC3339))
 	_, err := w.Store.Put(ctx, r)
@@ -113,7 +114,11 @@ func (w *Worker) sweep(ctx context.Context, now time.Time) {
 		if !r.State.Over() || now.Sub(r.EndedAt) < w.Keep {
 			continue
 		}
-		if err := w.Store.Forget(ctx, r); err != nil && ctx.Err() == nil {
+		err := w.clear(ctx, r)
+		if err == nil {
+			err = w.Store.Forget(ctx, r)
+		}
+		if err != nil && ctx.Err() == nil {
 			w.Log.Warn("a run that is over was not forgotten", "run", r.ID, telemetry.KeyError, err)
 		}
 	}
@@ -129,6 +134,23 @@ func (w *Worker) sweep(ctx context.Context, now time.Time) {
 			w.Log.Info("uploads that were left behind were cleared away", telemetry.KeyClient, r.Sink, "uploads", n)
 		}
 	}
+}
+
+// clear lets go of what a run keeps at its sink beside its rows: checkpoints, and
+// the staging table of one that has failed. An error says that this may work later.
+func (w *Worker) clear(ctx context.Context, r runs.Run) error {
+	c, err := w.Catalog.Client(ctx, r.Sink)
+	if err != nil || !w.Serves(c) {
+		return nil
+	}
+	j, err := w.job(r)
+	if err != nil {
+		return nil
+	}
+	if err = j.withSink(w.as(ctx, r.Sink), func(ctx context.Context, to target) error { return to.clear(ctx) }); athena.CodeOf(err).Retryable() {
+		return err
+	}
+	return nil
 }
 
 var sweeping = dispatch.Op{Family: "pipelines", Right: auth.Pipelines, Needs: []athena.Capability{athena.PipelineSink, athena.ObjectWrite}}
@@ -148,8 +170,7 @@ func (w *Worker) discard(ctx context.Context, client string, now time.Time) (n i
 	if err != nil {
 		return 0, err
 	}
-	ctx = auth.NewContext(ctx, &auth.Principal{Key: "worker", Name: w.ID, Grants: []auth.Grant{{Right: auth.Pipelines}}, Clients: []string{client}})
-	return dispatch.Do(ctx, w.Dispatcher, sweeping, client, func(ctx context.Context, _ dispatch.Call, s driver.ObjectStager) (int, error) {
+	return dispatch.Do(w.as(ctx, client), w.Dispatcher, sweeping, client, func(ctx context.Context, _ dispatch.Call, s driver.ObjectStager) (int, error) {
 		old, err := s.StagedObjects(ctx, "", now.Add(-stale))
 		if err != nil {
 			return 0, err
@@ -165,6 +186,11 @@ func (w *Worker) discard(ctx context.Context, client string, now time.Time) (n i
 		}
 		return n, nil
 	})
+}
+
+// as has the worker itself act as a client, and no other.
+func (w *Worker) as(ctx context.Context, client string) context.Context {
+	return auth.NewContext(ctx, &auth.Principal{Key: "worker", Name: w.ID, Grants: []auth.Grant{{Right: auth.Pipelines}}, Clients: []string{client}})
 }
 
 // decidedOn has the ids of uploads that will be published.

@@ -278,6 +278,9 @@ func (l *leader) prepare(ctx context.Context) error {
 		return err
 	}
 	crashpoint.Here(crashpoint.RunPrepared)
+	if err := l.Store.Sync(ctx); err != nil {
+		return err
+	}
 	if err := l.Store.ForgetTasks(ctx, l.job.run.ID); err != nil { // of a leader that died
 		return err
 	}

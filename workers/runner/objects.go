@@ -79,6 +79,8 @@ func (t *objectTarget) undo(ctx context.Context, objects []stage.Object) error {
 	return t.sweep(ctx, nil)
 }
 
+func (t *objectTarget) clear(context.Context) error { return nil }
+
 func (t *objectTarget) forget(context.Context) error { return nil }
 
 // sweep lets go of uploads that attempts which were killed have left behind, but

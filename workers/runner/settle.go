@@ -33,6 +33,9 @@ func (f *follower) settle(ctx context.Context) (err error) {
 	if f.cursor, err = f.Store.Cursor(ctx, f.job.checkpoints()); err != nil {
 		return err
 	}
+	if was, is := f.cursor.Source, f.job.spec.Source.Client; was != "" && was != is {
+		return at(athena.Errorf(athena.CodeConflict, "how far the pipeline has come, it has come in the stream of client %q, and that says nothing of %q; start it anew with reset", was, is), "source")
+	}
 	if f.tables {
 		err = f.catchUp(ctx)
 	} else {

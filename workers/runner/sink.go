@@ -42,6 +42,8 @@ type target interface {
 	// undo takes back what a batch that is cancelled has left that has not taken
 	// effect as a whole.
 	undo(ctx context.Context, objects []stage.Object) error
+	// clear drops what is kept of a batch that is over beside its rows.
+	clear(ctx context.Context) error
 	// forget drops the checkpoints of a stream.
 	forget(ctx context.Context) error
 }
@@ -163,6 +165,16 @@ func (t *tableTarget) undo(ctx context.Context, _ []stage.Object) error {
 		return nil
 	}
 	return t.fault(t.Writer.ForgetTable(ctx, t.Target))
+}
+
+func (t *tableTarget) clear(ctx context.Context) error {
+	if t.Run == "" { // those of a stream outlast it
+		return nil
+	}
+	if err := t.undo(ctx, nil); err != nil {
+		return err
+	}
+	return t.fault(t.Writer.ForgetCheckpoints(ctx, t.Pipeline, t.Run))
 }
 
 func (t *tableTarget) forget(ctx context.Context) error {

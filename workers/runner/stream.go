@@ -215,6 +215,7 @@ func (f *follower) snapshotting(ctx context.Context, state string) error {
 func (f *follower) start(ctx context.Context) (runs.Cursor, string, error) {
 	next := f.cursor
 	s := f.job.spec.Source
+	next.Source = s.Client
 	if s.CDC.Snapshot != spec.SnapshotNever {
 		whole, err := f.Changes.Whole(ctx, s.Client)
 		if err != nil {
