@@ -201,6 +201,12 @@ func (f *Family) put(c *gin.Context) {
 		envelope.Fail(c, err)
 		return
 	}
+	if exists {
+		if err := f.movable(ctx, old, p); err != nil {
+			envelope.Fail(c, err)
+			return
+		}
+	}
 	if err := f.judge(ctx, p); err != nil {
 		envelope.Fail(c, err)
 		return
@@ -221,6 +227,24 @@ func (f *Family) put(c *gin.Context) {
 	default:
 		envelope.OK(c, fmt.Sprintf("pipeline %s is at generation %d", d.Name, d.Generation), v, envelope.Meta{})
 	}
+}
+
+// movable is a conflict if a pipeline is to have other clients while rows are kept
+// of those that it has, or may come: who may see what is between the ones need not
+// be let see them.
+func (f *Family) movable(ctx context.Context, old runs.Definition, p *spec.Pipeline) error {
+	was := stored(old.Spec)
+	if was.Source.Client == p.Source.Client && was.Sink.Client == p.Sink.Client {
+		return nil
+	}
+	if err := f.idle(old); err != nil {
+		return err
+	}
+	n, err := f.cfg.Store.CountRejected(ctx, old.ID)
+	if err == nil && n > 0 {
+		err = athena.Errorf(athena.CodeConflict, "pipeline %q goes from client %s to client %s, and %d rows of theirs could not go on; redrive or delete them first (athena pipeline dead), or take another name", p.Name, was.Source.Client, was.Sink.Client, n)
+	}
+	return err
 }
 
 // store puts a definition in the place of another one, or none.
