@@ -198,7 +198,6 @@ func (a *attempt) commit(ctx context.Context, w stage.Writer, to target) error {
 		return at(err, "sink")
 	}
 	crashpoint.Here(crashpoint.TaskCommitted)
-	a.task.Objects, a.task.Decided = a.task.Decided, nil
 	return a.finish(ctx)
 }
 
@@ -216,16 +215,17 @@ func (a *attempt) publish(ctx context.Context, to target) error {
 		}
 		return err
 	}
-	a.task.Objects, a.task.Decided = a.task.Decided, nil
 	return a.finish(ctx)
 }
 
-// finish stores that the task is done.
+// finish stores that the task is done. Where that fails, what was decided on stays
+// so: the next attempt publishes it again, and writes nothing anew.
 func (a *attempt) finish(ctx context.Context) error {
-	was := a.task.State
+	was := a.task
 	a.task.State, a.task.Worker = runs.TaskDone, a.ID
+	a.task.Objects, a.task.Decided = a.task.Decided, nil
 	if err := a.put(ctx); err != nil {
-		a.task.State = was
+		a.task = was
 		return err
 	}
 	crashpoint.Here(crashpoint.TaskDone)
