@@ -3,6 +3,7 @@ package sink
 import (
 	"context"
 	"slices"
+	"strings"
 
 	"golang.org/x/sync/errgroup"
 
@@ -49,8 +50,13 @@ type Objects struct {
 	prefix []spec.PrefixPart
 }
 
-// NewObjects returns a sink for a valid definition.
+// NewObjects returns a sink for a valid definition. Its prefix is one of folders,
+// also where it does not end in a slash: by the names in them upkeep tells our
+// uploads from those of others.
 func NewObjects(store ObjectStore, what spec.ObjectSink, pipeline, run string, changes bool) (*Objects, error) {
+	if what.Prefix != "" && !strings.HasSuffix(what.Prefix, "/") {
+		what.Prefix += "/"
+	}
 	prefix, err := spec.ParsePrefix(what.Prefix)
 	if err != nil {
 		return nil, err
