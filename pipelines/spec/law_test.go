@@ -23,12 +23,24 @@ func distinct(t *rapid.T, name string) []string {
 	return rapid.SliceOfNDistinct(column, 1, 4, rapid.ID[string]).Draw(t, name)
 }
 
-func drawTransform(t *rapid.T) (s spec.Transform) {
-	switch rapid.IntRange(0, 8).Draw(t, "kind") {
+// ordered draws members in any order.
+func ordered[V any](t *rapid.T, value *rapid.Generator[V]) (o spec.Ordered[V]) {
+	for _, name := range distinct(t, "names") {
+		o = append(o, spec.Member[V]{Name: name, Value: value.Draw(t, name)})
+	}
+	return o
+}
+
+func drawTransform(t *rapid.T, batch bool) (s spec.Transform) {
+	kinds := 8
+	if batch {
+		kinds = 9
+	}
+	switch rapid.IntRange(0, kinds).Draw(t, "kind") {
 	case 0:
 		s.Filter = rapid.StringMatching(`row\.[a-z]+ == "[^"$]*"`).Draw(t, "filter")
 	case 1:
-		s.Set = rapid.MapOfN(column, rapid.SampledFrom([]string{"1", `row.a < 2 && "é" != '\n'`}), 1, 3).Draw(t, "set")
+		s.Set = ordered(t, rapid.SampledFrom([]string{"1", `row.a < 2 && "é" != '\n'`}))
 	case 2:
 		s.Rename = map[string]string{column.Draw(t, "old"): column.Draw(t, "new")}
 	case 3:
@@ -40,9 +52,11 @@ func drawTransform(t *rapid.T) (s spec.Transform) {
 	case 6:
 		s.Mask = rapid.MapOfN(column, rapid.SampledFrom([]string{"hash", "redact", "last4"}), 1, 3).Draw(t, "mask")
 	case 7:
-		s.Flatten = &spec.Flatten{Column: column.Draw(t, "column"), Fields: rapid.MapOfN(column, typ, 1, 3).Draw(t, "fields"), Prefix: rapid.SampledFrom([]string{"", "p_"}).Draw(t, "prefix")}
-	default:
+		s.Flatten = &spec.Flatten{Column: column.Draw(t, "column"), Fields: ordered(t, typ), Prefix: rapid.SampledFrom([]string{"", "p_"}).Draw(t, "prefix")}
+	case 8:
 		s.Dedupe = &spec.Dedupe{Key: distinct(t, "key")}
+	default:
+		s.Aggregate = &spec.Aggregate{Columns: ordered(t, rapid.SampledFrom([]string{"count()", "sum(a)"}))}
 	}
 	return s
 }
@@ -79,7 +93,7 @@ func draw(t *rapid.T) *spec.Pipeline {
 		p.Errors = spec.Errors{MaxRate: &rate, To: "drop"}
 	}
 	for range rapid.IntRange(0, 4).Draw(t, "steps") {
-		p.Transforms = append(p.Transforms, drawTransform(t))
+		p.Transforms = append(p.Transforms, drawTransform(t, !p.Streams()))
 	}
 	if rapid.Bool().Draw(t, "tested") {
 		p.Tests = []spec.Test{{Name: "t", In: []json.RawMessage{json.RawMessage(`{"a b":[1,{"x":null}],"y":"<\u2028"}`)}, Dead: 1}}
@@ -103,6 +117,10 @@ func TestDecodeUndoesEncode(t *testing.T) {
 		second, err := spec.Decode(spec.Encode(first))
 		if err != nil || !reflect.DeepEqual(first, second) {
 			t.Fatalf("%v\ngot  %s\nwant %s", err, spec.Encode(second), spec.Encode(first))
+		}
+		read := new(spec.Pipeline)
+		if err := json.Unmarshal(spec.Encode(first), read); err != nil || string(spec.Encode(read)) != string(spec.Encode(first)) {
+			t.Fatalf("%v: encoding/json reads %s as %s", err, raw, spec.Encode(read))
 		}
 		if clone := first.Clone(); !reflect.DeepEqual(clone, first) {
 			t.Fatalf("the copy is %s", spec.Encode(clone))

@@ -43,6 +43,10 @@ func (d *decoder) into(n *yaml.Node, path string, v reflect.Value) {
 		d.text(n, path, v)
 		return
 	}
+	if m, ok := v.Addr().Interface().(members); ok {
+		d.members(n, path, m.value(), m.put)
+		return
+	}
 	switch v.Kind() {
 	case reflect.Pointer:
 		v.Set(reflect.New(v.Type().Elem()))
@@ -52,14 +56,12 @@ func (d *decoder) into(n *yaml.Node, path string, v reflect.Value) {
 			d.fields(n, path, v)
 		}
 	case reflect.Map:
-		if d.kind(n, path, yaml.MappingNode, "an object") && len(n.Content) > 0 {
-			v.Set(reflect.MakeMap(v.Type()))
-			for i := 0; i+1 < len(n.Content); i += 2 {
-				d.item(n.Content[i+1], join(path, n.Content[i].Value), v.Type().Elem(), func(e reflect.Value) {
-					v.SetMapIndex(reflect.ValueOf(n.Content[i].Value), e)
-				})
+		d.members(n, path, v.Type().Elem(), func(name string, e reflect.Value) {
+			if v.IsNil() {
+				v.Set(reflect.MakeMap(v.Type()))
 			}
-		}
+			v.SetMapIndex(reflect.ValueOf(name), e)
+		})
 	case reflect.Slice:
 		if d.kind(n, path, yaml.SequenceNode, "a list") && len(n.Content) > 0 {
 			list := reflect.MakeSlice(v.Type(), 0, len(n.Content))
@@ -72,6 +74,17 @@ func (d *decoder) into(n *yaml.Node, path string, v reflect.Value) {
 		if d.kind(n, path, yaml.ScalarNode, kindName(v)) {
 			d.scalar(n, path, v)
 		}
+	}
+}
+
+// members decodes what is in an object whose names are free.
+func (d *decoder) members(n *yaml.Node, path string, t reflect.Type, put func(name string, value reflect.Value)) {
+	if !d.kind(n, path, yaml.MappingNode, "an object") {
+		return
+	}
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		name := n.Content[i].Value
+		d.item(n.Content[i+1], join(path, name), t, func(e reflect.Value) { put(name, e) })
 	}
 }
 
@@ -185,25 +198,27 @@ func Nearest(name string, candidates []string) string {
 	return best
 }
 
-// distance counts the letters to change, add or drop.
+// distance counts the letters to change, add or drop, and the neighbours to swap.
 func distance(a, b string) int {
 	if len(a) > 64 || len(b) > 64 {
 		return 64
 	}
-	row := make([]int, len(b)+1)
+	older, old, row := make([]int, len(b)+1), make([]int, len(b)+1), make([]int, len(b)+1)
 	for j := range row {
 		row[j] = j
 	}
 	for i := range len(a) {
-		last := row[0]
+		older, old, row = old, row, older
 		row[0] = i + 1
 		for j := range len(b) {
-			cost := last
+			cost := old[j]
 			if a[i] != b[j] {
 				cost++
 			}
-			last = row[j+1]
-			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
+			row[j+1] = min(cost, row[j]+1, old[j+1]+1)
+			if i > 0 && j > 0 && a[i] == b[j-1] && a[i-1] == b[j] {
+				row[j+1] = min(row[j+1], older[j-1]+1)
+			}
 		}
 	}
 	return row[len(b)]

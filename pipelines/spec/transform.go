@@ -8,8 +8,9 @@ type Transform struct {
 	// and what is known of a change is meta: op, pos, ts, table.
 	Filter string `json:"filter,omitempty"`
 	// Set computes columns by CEL expressions, new ones and those that are there.
-	// Each sees the row as it was before the step.
-	Set    map[string]string `json:"set,omitempty"`
+	// Each sees the row as it was before the step; new columns come behind those
+	// that are there, in the order in which they are written.
+	Set    Ordered[string]   `json:"set,omitempty"`
 	Rename map[string]string `json:"rename,omitempty"` // old name to new
 	Select []string          `json:"select,omitempty"` // keeps these, in this order
 	Drop   []string          `json:"drop,omitempty"`
@@ -28,9 +29,9 @@ type Transform struct {
 
 // Flatten makes columns of the fields of a JSON object.
 type Flatten struct {
-	Column string                 `json:"column"`
-	Fields map[string]record.Type `json:"fields"`           // of the object
-	Prefix string                 `json:"prefix,omitempty"` // of the new columns' names; the column's name and "_" unless it is given
+	Column string               `json:"column"`
+	Fields Ordered[record.Type] `json:"fields"`           // of the object
+	Prefix string               `json:"prefix,omitempty"` // of the new columns' names; the column's name and "_" unless it is given
 }
 
 // Dedupe keeps one row of each key.
@@ -45,5 +46,5 @@ type Aggregate struct {
 	Time map[string]string `json:"time,omitempty"`
 	// Columns are the results: a name, and count(), or sum, min, max, avg of a
 	// column, such as sum(total).
-	Columns map[string]string `json:"columns"`
+	Columns Ordered[string] `json:"columns"`
 }

@@ -51,12 +51,13 @@ func (v validator) transforms() {
 func (v validator) step(at string, t *Transform) {
 	v.expression(at+".filter", t.Filter)
 	v.expression(at+".route", t.Route)
-	for _, name := range slices.Sorted(maps.Keys(t.Set)) {
-		v.column(join(at+".set", name), name)
-		if strings.TrimSpace(t.Set[name]) == "" {
-			v.refuse(join(at+".set", name), "it has no expression")
+	for _, m := range t.Set {
+		path := join(at+".set", m.Name)
+		v.column(path, m.Name)
+		if strings.TrimSpace(m.Value) == "" {
+			v.refuse(path, "it has no expression")
 		}
-		v.expression(join(at+".set", name), t.Set[name])
+		v.expression(path, m.Value)
 	}
 	taken := map[string]string{}
 	for _, old := range slices.Sorted(maps.Keys(t.Rename)) {
@@ -113,9 +114,9 @@ func (v validator) flatten(at string, f *Flatten) {
 	if len(f.Fields) == 0 {
 		v.refuse(at, "it needs fields: the names in the object, and the types that they become")
 	}
-	for _, name := range slices.Sorted(maps.Keys(f.Fields)) {
-		if name == "" || f.Fields[name].Kind == 0 {
-			v.refuse(join(at+".fields", name), "a field has a name and a type")
+	for _, m := range f.Fields {
+		if m.Name == "" || m.Value.Kind == 0 {
+			v.refuse(join(at+".fields", m.Name), "a field has a name and a type")
 		}
 	}
 }
@@ -128,13 +129,13 @@ func (v validator) aggregate(at string, a *Aggregate) {
 		v.refuse(at, "it needs columns: the results, such as {orders: count()}")
 	}
 	v.names(at+".group_by", a.GroupBy)
-	for _, name := range slices.Sorted(maps.Keys(a.Columns)) {
-		path := join(at+".columns", name)
-		v.column(path, name)
-		if slices.Contains(a.GroupBy, name) {
+	for _, m := range a.Columns {
+		path := join(at+".columns", m.Name)
+		v.column(path, m.Name)
+		if slices.Contains(a.GroupBy, m.Name) {
 			v.refuse(path, "a column of group_by has the name already")
 		}
-		v.syntax(path, a.Columns[name], func(s string) error { _, err := ParseAggregation(s); return err })
+		v.syntax(path, m.Value, func(s string) error { _, err := ParseAggregation(s); return err })
 	}
 	for _, name := range slices.Sorted(maps.Keys(a.Time)) {
 		path := join(at+".time", name)

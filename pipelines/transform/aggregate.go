@@ -3,7 +3,6 @@ package transform
 import (
 	"bytes"
 	"cmp"
-	"maps"
 	"math"
 	"slices"
 	"strconv"
@@ -56,12 +55,12 @@ func (c *compiler) aggregate(a *spec.Aggregate) (step, *record.Schema, error) {
 	}
 	keys := &record.Schema{Columns: slices.Clone(s.schema.Columns)}
 	s.keys, s.scratch = record.New(keys, 0), record.New(keys, 1)
-	for _, name := range slices.Sorted(maps.Keys(a.Columns)) {
-		sum, err := c.accumulator(a.Columns[name])
+	for _, m := range a.Columns {
+		sum, err := c.accumulator(m.Value)
 		if err != nil {
-			return nil, nil, athena.AsError(err).At("columns." + name)
+			return nil, nil, athena.AsError(err).At("columns." + m.Name)
 		}
-		sum.result.Name = name
+		sum.result.Name = m.Name
 		s.sums = append(s.sums, sum)
 		s.schema.Columns = append(s.schema.Columns, sum.result)
 	}

@@ -87,13 +87,7 @@ func Compile(steps []spec.Transform, in *record.Schema, env Env) (*Chain, error)
 		c.provider.schema = c.schema
 		s, out, err := c.step(&steps[i])
 		if err != nil {
-			e := *athena.AsError(err)
-			at := fmt.Sprintf("transforms[%d].%s", i, steps[i].Kind())
-			if inner, ok := e.Details["field"].(string); ok {
-				at += "." + inner
-			}
-			e.Message = at + ": " + e.Message
-			return nil, e.At(at)
+			return nil, inStep(i, steps[i].Kind(), err)
 		}
 		chain.steps = append(chain.steps, s)
 		chain.whole = chain.whole || steps[i].Aggregate != nil || steps[i].Dedupe != nil && !env.Changes
@@ -101,6 +95,17 @@ func Compile(steps []spec.Transform, in *record.Schema, env Env) (*Chain, error)
 	}
 	chain.out = c.schema
 	return chain, nil
+}
+
+// inStep says in which step, and where in it, something is wrong.
+func inStep(i int, kind string, err error) error {
+	e := *athena.AsError(err)
+	at := fmt.Sprintf("transforms[%d].%s", i, kind)
+	if inner, ok := e.Details["field"].(string); ok {
+		at += "." + inner
+	}
+	e.Message = at + ": " + e.Message
+	return e.At(at)
 }
 
 func (c *compiler) step(t *spec.Transform) (step, *record.Schema, error) {

@@ -109,7 +109,8 @@ func TestStepsDoWhatTheySay(t *testing.T) {
 		"a row on which a filter fails is rejected and the others go on": {`- filter: '10 / (row.id - 1) > 1'` + "\n- select: [id]", []string{row, nulls}, []string{`{"id":2}`}, []string{"0 0:  division by zero"}},
 		"the example of the design": {`- set: {total_cents: 'int(double(row.total) * 100.0)', d: 'string(row.created_at).substring(0,10)'}` + "\n- select: [id, total_cents, d]",
 			[]string{strings.Replace(row, "19.90", "1.50", 1), nulls}, []string{`{"id":1,"total_cents":150,"d":"2026-11-22"}`, `{"id":2,"total_cents":null,"d":null}`}, nil},
-		"set sees the row as it was": {`- set: {id: 'row.id + 1', b: 'row.id'}` + "\n- select: [id, b]", []string{nulls}, []string{`{"id":3,"b":2}`}, nil},
+		"set sees the row as it was":                          {`- set: {id: 'row.id + 1', b: 'row.id'}` + "\n- select: [id, b]", []string{nulls}, []string{`{"id":3,"b":2}`}, nil},
+		"columns come in the order in which they are written": {"- select: [id, doc]\n- set: {z: 'row.id', id: 'row.id + 1', a: 'row.id'}\n- flatten: {column: doc, fields: {n: int32, a: text}}\n- drop: [doc]", []string{`{"id":1,"doc":{"a":"x","n":2}}`}, []string{`{"id":2,"z":1,"a":1,"doc_n":2,"doc_a":"x"}`}, nil},
 		"set takes a column over with its type": {`- set: {t: row.total, r: row.ref, e: row.raw, j: row.doc}` + "\n- select: [t, r, e, j]", []string{row},
 			[]string{`{"t":"19.90","r":"8f14e45f-ceea-467f-ab3c-1234567890ab","e":"AP8Q","j":{"a":[1,2.5],"b":null}}`}, nil},
 		"set makes columns of all sorts": {`- set: {b: 'row.id > 0', s: 'row.status.upperAscii()', f: 'row.weight * 2.0', t: 'row.created_at + duration("1h")', l: '[row.id, 2]', m: '{"k": row.status}', y: 'bytes(row.status)', d: 'row.day + "!"', u: 'row.ref.substring(0, 8)', n: 'row.doc.b', g: 'math.greatest(row.id, 7)'}` + "\n- select: [b, s, f, t, l, m, y, d, u, n, g]", []string{row},
@@ -132,8 +133,8 @@ func TestStepsDoWhatTheySay(t *testing.T) {
 		"aggregate": {"- aggregate: {group_by: [status, created_at], time: {created_at: day}, columns: {n: count(), w: count(weight), total: sum(total), mean: avg(total), ids: sum(id), lo: min(total), hi: max(created_at), heavy: max(weight), mid: avg(id)}}",
 			[]string{`{"id":1,"status":"a","total":"0.10","created_at":"2026-11-22T10:00:00Z","weight":1}`, `{"id":2,"status":"a","total":"10.20","created_at":"2026-11-22T11:00:00Z"}`, `{"id":4,"status":"b","created_at":"2026-11-22T11:00:00Z"}`},
 			[]string{
-				`{"status":"a","created_at":"2026-11-22T00:00:00.000000Z","heavy":1,"hi":"2026-11-22T11:00:00.000000Z","ids":3,"lo":"0.10","mean":"5.15000000","mid":"1.500000","n":2,"total":"10.30","w":1}`,
-				`{"status":"b","created_at":"2026-11-22T00:00:00.000000Z","heavy":null,"hi":"2026-11-22T11:00:00.000000Z","ids":4,"lo":null,"mean":null,"mid":"4.000000","n":1,"total":null,"w":0}`,
+				`{"status":"a","created_at":"2026-11-22T00:00:00.000000Z","n":2,"w":1,"total":"10.30","mean":"5.15000000","ids":3,"lo":"0.10","hi":"2026-11-22T11:00:00.000000Z","heavy":1,"mid":"1.500000"}`,
+				`{"status":"b","created_at":"2026-11-22T00:00:00.000000Z","n":1,"w":0,"total":null,"mean":null,"ids":4,"lo":null,"hi":"2026-11-22T11:00:00.000000Z","heavy":null,"mid":"4.000000"}`,
 			}, nil},
 		"aggregate without groups gives one row always": {"- filter: 'false'\n- aggregate: {columns: {n: count(), s: sum(total)}}", []string{row}, []string{`{"n":0,"s":null}`}, nil},
 		"steps behind an aggregate see its rows": {"- aggregate: {group_by: [status], columns: {n: count()}}\n- filter: 'row.n > 1'\n- rename: {n: orders}", []string{`{"id":1,"status":"a"}`, `{"id":2,"status":"b"}`, `{"id":3,"status":"a"}`},
@@ -184,12 +185,13 @@ const (
 func TestExpressionsThatDoNotFitAreRefused(t *testing.T) {
 	t.Parallel()
 	tests := map[string]struct{ steps, want string }{
-		"an unknown column":              {`- filter: 'row.statsu == "paid"'`, `transforms[0].filter: the expression is not understood at line 1, column 4: there is no column "statsu"; did you mean "status"?`},
+		"an unknown column":              {`- filter: 'row.statsu == "paid"'`, `transforms[0].filter: line 1, column 4 of the expression is not understood: there is no column "statsu"; did you mean "status"?`},
 		"an unknown column by index":     {`- filter: 'row["withblank"] == "x"'`, `did you mean "with blank"?`},
 		"a type that does not fit":       {`- filter: 'row.status > 5'`, "found no matching overload"},
 		"a filter that gives no bool":    {`- filter: 'row.id'`, "transforms[0].filter: the expression gives a value of type int; it must give a value of type bool"},
-		"a column that was dropped":      {"- drop: [status]\n- set: {a: row.status}", `transforms[1].set.a: the expression is not understood at line 1, column 4: there is no column "status"`},
-		"a syntax error":                 {"- filter: 'row.id >'", "transforms[0].filter: the expression is not understood at line 1"},
+		"a column that was dropped":      {"- drop: [status]\n- set: {a: row.status}", `transforms[1].set.a: line 1, column 4 of the expression is not understood: there is no column "status"`},
+		"a syntax error":                 {"- filter: 'row.id >'", "transforms[0].filter: line 1, column "},
+		"two expressions of one set":     {"- set: {b: 'row.statsu', ok: 'row.id', a: 'row.id + \"x\"'}", `transforms[0].set.b: line 1, column 4 of the expression is not understood: there is no column "statsu"; did you mean "status"?; a: line 1, column 8 of the expression`},
 		"a row as a whole":               {"- set: {a: row}", "transforms[0].set.a: the expression gives"},
 		"a duration":                     {"- set: {a: 'duration(\"1s\")'}", "of which no column can be made"},
 		"an operation of no change":      {`- filter: 'meta.op == "insert"'`, "meta.op is known of changes"},

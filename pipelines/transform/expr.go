@@ -88,7 +88,7 @@ func (c *compiler) explain(issues *cel.Issues) error {
 	if c.provider != nil && c.provider.missed != "" {
 		message = c.provider.missed
 	}
-	return athena.Errorf(athena.CodeInvalidRequest, "the expression is not understood at line %d, column %d: %.300s", first.Location.Line(), first.Location.Column()+1, message)
+	return athena.Errorf(athena.CodeInvalidRequest, "line %d, column %d of the expression is not understood: %.300s", first.Location.Line(), first.Location.Column()+1, message)
 }
 
 // want refuses an expression that gives something else.

@@ -1,7 +1,6 @@
 package transform
 
 import (
-	"maps"
 	"slices"
 
 	"github.com/athena-pipelines/athena/pipelines/spec"
@@ -31,9 +30,9 @@ func (c *compiler) flatten(f *spec.Flatten) (step, *record.Schema, error) {
 		prefix = f.Column + "_"
 	}
 	s := &flatten{schema: &record.Schema{Columns: slices.Clone(c.schema.Columns), Key: c.schema.Key}, column: at, fields: &record.Schema{}}
-	for _, name := range slices.Sorted(maps.Keys(f.Fields)) {
-		s.fields.Columns = append(s.fields.Columns, record.Column{Name: name, Type: f.Fields[name], Nullable: true})
-		s.schema.Columns = append(s.schema.Columns, record.Column{Name: prefix + name, Type: f.Fields[name], Nullable: true})
+	for _, m := range f.Fields {
+		s.fields.Columns = append(s.fields.Columns, record.Column{Name: m.Name, Type: m.Value, Nullable: true})
+		s.schema.Columns = append(s.schema.Columns, record.Column{Name: prefix + m.Name, Type: m.Value, Nullable: true})
 	}
 	s.parser = record.NewParser(s.fields)
 	if err := unique(s.schema); err != nil {

@@ -24,7 +24,7 @@ func FuzzExpression(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, text string) {
 		for _, env := range []transform.Env{{Pipeline: "p"}, {Pipeline: "p", Changes: true, ByKey: true}} {
-			for _, step := range []spec.Transform{{Filter: text}, {Set: map[string]string{"x": text}}, {Route: text}} {
+			for _, step := range []spec.Transform{{Filter: text}, {Set: spec.Ordered[string]{{Name: "x", Value: text}}}, {Route: text}} {
 				chain, err := transform.Compile([]spec.Transform{step}, orders, env)
 				if err != nil {
 					if athena.CodeOf(err) != athena.CodeInvalidRequest {

@@ -96,13 +96,21 @@ func numbers(n int) *record.Batch {
 	return b
 }
 
+// ordered makes members of names and values, one after the other.
+func ordered(pairs ...string) (o spec.Ordered[string]) {
+	for i := 0; i < len(pairs); i += 2 {
+		o = append(o, spec.Member[string]{Name: pairs[i], Value: pairs[i+1]})
+	}
+	return o
+}
+
 // What looks at all rows states how much it holds, and fails above that.
 func TestMemoryIsBounded(t *testing.T) {
 	t.Parallel()
 	b := numbers(11)
 	for name, step := range map[string]spec.Transform{
 		"keys":   {Dedupe: &spec.Dedupe{Key: []string{"n"}}},
-		"groups": {Aggregate: &spec.Aggregate{GroupBy: []string{"n"}, Columns: map[string]string{"c": "count()"}}},
+		"groups": {Aggregate: &spec.Aggregate{GroupBy: []string{"n"}, Columns: ordered("c", "count()")}},
 	} {
 		for most, fails := range map[int]bool{10: true, 11: false} {
 			chain, err := Compile([]spec.Transform{step}, b.Schema, Env{})
@@ -120,7 +128,7 @@ func TestMemoryIsBounded(t *testing.T) {
 			}
 		}
 	}
-	chain, err := Compile([]spec.Transform{{Aggregate: &spec.Aggregate{Columns: map[string]string{"s": "sum(n)"}}}}, b.Schema, Env{})
+	chain, err := Compile([]spec.Transform{{Aggregate: &spec.Aggregate{Columns: ordered("s", "sum(n)")}}}, b.Schema, Env{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -197,12 +205,12 @@ func TestBatchesMayBeCutAnywhere(t *testing.T) {
 	}}
 	lists := map[string][]spec.Transform{
 		"steps that see one row": {
-			{Filter: "row.k % 3 != 0"}, {Set: map[string]string{"n": "10 / row.k", "u": "row.s.upperAscii()"}},
+			{Filter: "row.k % 3 != 0"}, {Set: ordered("n", "10 / row.k", "u", "row.s.upperAscii()")},
 			{Cast: map[string]record.Type{"k": record.TypeText}}, {Mask: map[string]string{"s": "hash"}}, {Rename: map[string]string{"n": "m"}}, {Select: []string{"m", "k", "s"}},
 		},
 		"a route":      {{Route: `"r" + string(row.k % 2)`}, {Drop: []string{"d"}}},
 		"a dedupe":     {{Dedupe: &spec.Dedupe{Key: []string{"s"}}}},
-		"an aggregate": {{Aggregate: &spec.Aggregate{GroupBy: []string{"s"}, Columns: map[string]string{"n": "count()", "t": "sum(d)", "a": "avg(d)", "lo": "min(k)", "hi": "max(d)"}}}},
+		"an aggregate": {{Aggregate: &spec.Aggregate{GroupBy: []string{"s"}, Columns: ordered("n", "count()", "t", "sum(d)", "a", "avg(d)", "lo", "min(k)", "hi", "max(d)")}}},
 	}
 	rapid.Check(t, func(t *rapid.T) {
 		b := record.New(in, 0)

@@ -2,9 +2,9 @@ package transform
 
 import (
 	"errors"
-	"maps"
 	"slices"
 
+	"github.com/athena-pipelines/athena/pipelines/spec"
 	"github.com/athena-pipelines/athena/pkg/athena"
 	"github.com/athena-pipelines/athena/pkg/record"
 )
@@ -17,16 +17,15 @@ type set struct {
 	row    row
 }
 
-func (c *compiler) set(texts map[string]string) (step, *record.Schema, error) {
+func (c *compiler) set(texts spec.Ordered[string]) (step, *record.Schema, error) {
 	s := &set{schema: &record.Schema{Columns: slices.Clone(c.schema.Columns), Key: c.schema.Key}}
-	for _, name := range slices.Sorted(maps.Keys(texts)) {
-		e, err := c.compile(texts[name])
+	var wrong error
+	for _, m := range texts {
+		name := m.Name
+		e, column, err := c.computed(m.Value)
 		if err != nil {
-			return nil, nil, athena.AsError(err).At(name)
-		}
-		column, err := e.result(c.schema, c.Changes)
-		if err != nil {
-			return nil, nil, athena.AsError(err).At(name)
+			wrong = also(wrong, name, err)
+			continue
 		}
 		column.Name = name
 		i := s.schema.Index(name)
@@ -44,7 +43,31 @@ func (c *compiler) set(texts map[string]string) (step, *record.Schema, error) {
 		}
 		s.exprs, s.at = append(s.exprs, e), append(s.at, i)
 	}
+	if wrong != nil {
+		return nil, nil, wrong
+	}
 	return s, s.schema, nil
+}
+
+// computed compiles an expression, and says what column it makes.
+func (c *compiler) computed(text string) (*expr, record.Column, error) {
+	e, err := c.compile(text)
+	if err != nil {
+		return nil, record.Column{}, err
+	}
+	column, err := e.result(c.schema, c.Changes)
+	return e, column, err
+}
+
+// also puts what is wrong with a member of a step behind what is wrong with others:
+// it is one error, at the first of them.
+func also(wrong error, name string, err error) error {
+	if wrong == nil {
+		return athena.AsError(err).At(name)
+	}
+	e := *athena.AsError(wrong)
+	e.Message += "; " + name + ": " + athena.AsError(err).Message
+	return &e
 }
 
 func (s *set) apply(p Part, reject func(int, *RowError)) ([]Part, error) {

@@ -100,7 +100,7 @@ func TestExpressionsAreCheckedWithoutASchema(t *testing.T) {
 	}
 	bad := "- filter: '1 +'\n- filter: '1'\n- set: {a: 'nofunction(1)', b: 'rwo.a'}\n- route: '5'"
 	wrong := transform.Check(steps(t, bad))
-	if len(wrong) != 5 || !strings.Contains(wrong[2].Error(), "transforms[2].set.a: ") {
+	if len(wrong) != 4 || !strings.Contains(wrong[2].Error(), "transforms[2].set.a: ") || !strings.Contains(wrong[2].Error(), "; b: line 1, column 1 of the expression") {
 		t.Error(wrong)
 	}
 }
