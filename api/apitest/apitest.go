@@ -170,7 +170,7 @@ func Start(t testing.TB, change func(*World, *api.Config)) *World {
 func (w *World) CDC() cdc.Config {
 	return cdc.Config{
 		Dispatcher: w.Dispatcher, Store: w.Changes, Feeds: w.Feeds, Verify: w.Keys, Clients: w.Catalog, Keys: w.Keys,
-		Audit: ops.NewAudit(w.Bus, slog.New(slog.DiscardHandler)),
+		Runs: w.Runs, Audit: ops.NewAudit(w.Bus, slog.New(slog.DiscardHandler)),
 	}
 }
 

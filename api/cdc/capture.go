@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"reflect"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/gin-gonic/gin"
@@ -26,10 +28,12 @@ import (
 // A view is a capture as it is shown.
 type view struct {
 	// Capture is absent where there is only the stream of an earlier one.
-	Capture       *changefeed.Capture `json:"capture,omitempty"`
-	Status        *changefeed.Status  `json:"status,omitempty"`
-	Stream        *extent             `json:"stream,omitempty"` // absent where there is none, and in lists
-	Subscriptions int                 `json:"subscriptions"`
+	Capture *changefeed.Capture `json:"capture,omitempty"`
+	// Revision is that of the capture, for If-Match.
+	Revision      uint64             `json:"revision,omitempty"`
+	Status        *changefeed.Status `json:"status,omitempty"`
+	Stream        *extent            `json:"stream,omitempty"` // absent where there is none, and in lists
+	Subscriptions int                `json:"subscriptions"`
 }
 
 // extent is what is kept of a client's changes.
@@ -49,7 +53,7 @@ const silence = 30 * time.Second
 
 func (f *Family) view(c changefeed.Capture) view {
 	st := f.status(c, time.Now())
-	return view{Capture: &c, Status: &st, Subscriptions: len(f.cfg.Store.Subscriptions(c.Client))}
+	return view{Capture: &c, Revision: c.Revision, Status: &st, Subscriptions: len(f.cfg.Store.Subscriptions(c.Client))}
 }
 
 // status is how a capture fares: as its worker has told, as long as it tells.
@@ -120,6 +124,7 @@ func (f *Family) get(c *gin.Context) {
 	}
 	message := "only the stream of an earlier capture is there"
 	if ok {
+		c.Header("ETag", etag(capture.Revision))
 		message = "the capture is " + string(v.Status.State)
 	}
 	envelope.OK(c, message, v, envelope.Of(client))
@@ -195,6 +200,9 @@ func (f *Family) enable(c *gin.Context) {
 		return
 	}
 	want, err := decodeCapture(c)
+	if err == nil {
+		want.Revision, err = expected(c)
+	}
 	if err != nil {
 		envelope.Fail(c, err)
 		return
@@ -226,6 +234,7 @@ func (f *Family) enable(c *gin.Context) {
 		return
 	}
 	v := f.view(stored)
+	c.Header("ETag", etag(stored.Revision))
 	if v.Stream, err = f.extent(ctx, want.Client); err != nil {
 		envelope.Fail(c, err)
 		return
@@ -237,12 +246,33 @@ func (f *Family) enable(c *gin.Context) {
 	envelope.Accepted(c, "/cdc/"+want.Client, "a worker sets the capture up", v, meta)
 }
 
-// put stores what is wanted over what there is.
+// expected reads the revision that a capture is changed at; 0 is whatever it has.
+func expected(c *gin.Context) (uint64, error) {
+	match := c.GetHeader("If-Match")
+	if match == "" || match == "*" {
+		return 0, nil
+	}
+	text, opened := strings.CutPrefix(match, `"`)
+	text, closed := strings.CutSuffix(text, `"`)
+	revision, err := strconv.ParseUint(text, 10, 63)
+	if !opened || !closed || err != nil || revision == 0 {
+		return 0, athena.Errorf(athena.CodeInvalidRequest, "If-Match is %.80q; give one ETag as it was read, such as \"12\"", match).At("If-Match")
+	}
+	return revision, nil
+}
+
+func etag(revision uint64) string { return `"` + strconv.FormatUint(revision, 10) + `"` }
+
+// put stores what is wanted over what there is, which must be at the revision that
+// is wanted, if one is.
 func (f *Family) put(ctx context.Context, want changefeed.Capture) (stored changefeed.Capture, changed bool, err error) {
 	old, exists := f.cfg.Store.Capture(want.Client)
 	purge := want.Purge
 	want.Purge = false // that of a capture is for its end
 	action := ops.Change{Action: "cdc.enable", Client: want.Client, Target: want.Slot}
+	if want.Revision != 0 && want.Revision != old.Revision {
+		return old, false, athena.Errorf(athena.CodeConflict, "the capture of client %q is another one now; read it again", want.Client).At("If-Match")
+	}
 	if !exists {
 		want.ID, want.CreatedAt = nuid.Next(), time.Now().UTC().Truncate(time.Millisecond)
 		err = f.cfg.Audit.Do(ctx, action, func(ctx context.Context) error {
@@ -273,6 +303,9 @@ func (f *Family) put(ctx context.Context, want changefeed.Capture) (stored chang
 		return old, false, fixed("take_over", old.TakeOver, want.TakeOver)
 	case reflect.DeepEqual(old, want):
 		return old, false, nil
+	}
+	if err := f.released(ctx, old, want); err != nil {
+		return old, false, err
 	}
 	action.Details.Revision = old.Revision
 	err = f.cfg.Audit.Do(ctx, action, func(ctx context.Context) error {

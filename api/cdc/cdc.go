@@ -17,6 +17,7 @@ import (
 
 	"github.com/athena-pipelines/athena/api/envelope"
 	"github.com/athena-pipelines/athena/api/middleware"
+	"github.com/athena-pipelines/athena/pipelines/runs"
 	"github.com/athena-pipelines/athena/pkg/athena"
 	"github.com/athena-pipelines/athena/pkg/auth"
 	"github.com/athena-pipelines/athena/pkg/changefeed"
@@ -43,6 +44,13 @@ type Audit interface {
 	Do(ctx context.Context, c ops.Change, change func(context.Context) error) error
 }
 
+// Runs knows the runs of pipelines; *runs.Store is one.
+type Runs interface {
+	Ready(ctx context.Context) error
+	// Live lists the runs that are not over.
+	Live() []runs.Run
+}
+
 // Config is what the family works with. All fields down to Audit must be set.
 type Config struct {
 	Dispatcher *dispatch.Dispatcher
@@ -53,6 +61,7 @@ type Config struct {
 	Verify  middleware.Verifier
 	Clients Notices
 	Keys    Notices
+	Runs    Runs
 	Audit   Audit
 	// Webhooks, if not set, refuses all of them.
 	Webhooks Webhooks

@@ -305,7 +305,7 @@ func (a *app) handler() (http.Handler, error) {
 			storage.New(storage.Config{Dispatcher: road, Cursors: a.keyring}),
 			cdc.New(cdc.Config{
 				Dispatcher: road, Store: a.changes, Feeds: a.feeds, Verify: verify, Clients: a.catalog, Keys: a.keys,
-				Audit: ops.NewAudit(a.broker.bus, a.log), Webhooks: a.guard(),
+				Runs: a.runs, Audit: ops.NewAudit(a.broker.bus, a.log), Webhooks: a.guard(),
 			}),
 			a.pipelineRoutes(a.runs, road, verify),
 			admin.New(admin.Config{

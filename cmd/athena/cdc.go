@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -26,12 +27,13 @@ func (p *program) cdcCommand() *cobra.Command {
 		Short: "Capture changes of tables, and follow them",
 		Example: `  athena cdc check --client shop --tables public.orders,public.order_items
   athena cdc enable --client shop --tables public.orders,public.order_items
+  athena cdc add --client shop --tables public.customers
   athena cdc status --client shop
   athena cdc tail --client shop --tables public.orders --where 'after.status == "paid"'
   athena cdc subscription create billing --client shop --tables public.orders
   athena cdc disable --client shop --purge`,
 	}
-	cmd.AddCommand(p.cdcCheck(), p.cdcEnable(), p.cdcDisable(), p.cdcStatus(), p.cdcTail(), p.cdcSnapshot(), p.cdcSubscription())
+	cmd.AddCommand(p.cdcCheck(), p.cdcEnable(), p.cdcAdd(), p.cdcRemove(), p.cdcDisable(), p.cdcStatus(), p.cdcTail(), p.cdcSnapshot(), p.cdcSubscription())
 	return cmd
 }
 
@@ -154,6 +156,10 @@ func (p *program) cdcEnable() *cobra.Command {
 		Long: `Has a worker make a publication and a replication slot at the source, read the rows
 that are there, and then store every committed change in the client's stream.
 
+Of a capture that is there it replaces all settings, the tables among them; athena cdc
+add and athena cdc remove change its tables and leave the rest as it is. A table that a
+running pipeline or a subscription follows by name does not fall out.
+
 Waits until the changes stream, or the capture has failed. If neither is so by --wait
 the exit code is 11 and the capture goes on; athena cdc status tells how far it is. A
 slot waits for all transactions that run when it is made, however long they take.`,
@@ -177,18 +183,9 @@ slot waits for all transactions that run when it is made, however long they take
 				return err
 			}
 			defer done()
+			was, _ := c.Get(cmd.Context()) // there may be none
 			got, err := c.Enable(cmd.Context(), spec)
-			if err != nil {
-				p.tellFindings(err)
-				return err
-			}
-			if wait > 0 {
-				got, err = p.awaitCapture(cmd.Context(), c, got, wait)
-				if got == nil {
-					return err
-				}
-			}
-			return errors.Join(p.show(got, func(w io.Writer) { p.writeCaptured(w, got) }), err)
+			return p.enabled(cmd.Context(), c, was, got, err, wait)
 		},
 	}
 	f := cmd.Flags()
@@ -206,6 +203,114 @@ slot waits for all transactions that run when it is made, however long they take
 	for name, values := range map[string][]string{"snapshot": {"initial", "none"}, "on-error": {"dead_letter", "stop"}, "on-loss": {"fail", "resnapshot"}} {
 		must(cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)))
 	}
+	return cmd
+}
+
+// enabled tells what became of the tables of a capture, and of the capture.
+func (p *program) enabled(ctx context.Context, c *sdk.CDC, was, got *sdk.Captured, err error, wait time.Duration) error {
+	if err != nil {
+		p.tellFindings(err)
+		return err
+	}
+	if was != nil && was.Capture != nil && got.Capture != nil && !p.asJSON {
+		for _, side := range []struct {
+			text     string
+			of, than []string
+		}{{"captured from now on", got.Capture.Tables, was.Capture.Tables}, {"no longer captured", was.Capture.Tables, got.Capture.Tables}} {
+			if more := without(side.of, side.than); len(more) > 0 {
+				fmt.Fprintf(p.stderr, "%s: %s\n", side.text, strings.Join(more, ", "))
+			}
+		}
+	}
+	if wait > 0 {
+		if got, err = p.awaitCapture(ctx, c, got, wait); got == nil {
+			return err
+		}
+	}
+	return errors.Join(p.show(got, func(w io.Writer) { p.writeCaptured(w, got) }), err)
+}
+
+// without returns what of list is not in other.
+func without(list, other []string) []string {
+	return slices.DeleteFunc(slices.Clone(list), func(s string) bool { return slices.Contains(other, s) })
+}
+
+func (p *program) cdcAdd() *cobra.Command {
+	var snapshot string
+	cmd := p.cdcTables("add", "Have more tables captured", `Adds tables to those that are captured; all other settings stay as they are. Their rows
+come first, unless the capture is one without snapshot. Those of a table that was captured
+before stand behind a truncate, so that readers forget what was deleted meanwhile.`,
+		func(spec *sdk.CaptureSpec, names []string) error {
+			spec.Tables = append(spec.Tables, without(names, spec.Tables)...)
+			spec.Snapshot = cmp.Or(snapshot, spec.Snapshot)
+			return nil
+		})
+	cmd.Flags().StringVar(&snapshot, "snapshot", "", "initial or none: whether the capture reads rows (default as it is); with initial, rows are read that it has not read so far")
+	must(cmd.RegisterFlagCompletionFunc("snapshot", cobra.FixedCompletions([]string{"initial", "none"}, cobra.ShellCompDirectiveNoFileComp)))
+	return cmd
+}
+
+func (p *program) cdcRemove() *cobra.Command {
+	return p.cdcTables("remove", "Have tables no longer captured", `Takes tables out of those that are captured; all other settings stay as they are. A table
+that a running pipeline or a subscription follows by name is not taken out. What is stored
+of its changes stays until it ages out.`,
+		func(spec *sdk.CaptureSpec, names []string) error {
+			if unknown := without(names, spec.Tables); len(unknown) > 0 {
+				return outcome{exitNotFound, fmt.Errorf("not captured: %s", strings.Join(unknown, ", "))}
+			}
+			if spec.Tables = without(spec.Tables, names); len(spec.Tables) == 0 {
+				return outcome{exitConflict, errors.New("no table would be left; athena cdc disable ends the capture")}
+			}
+			return nil
+		})
+}
+
+// cdcTables changes the tables of a capture that is there, at the revision that it
+// was read at.
+func (p *program) cdcTables(verb, short, long string, change func(spec *sdk.CaptureSpec, names []string) error) *cobra.Command {
+	var client string
+	var tables []string
+	var wait time.Duration
+	cmd := &cobra.Command{
+		Use: verb, Short: short, Long: long,
+		Example: "  athena cdc " + verb + " --client shop --tables public.order_items",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			names := tableNames(tables)
+			if len(names) == 0 {
+				return usagef("no table is named; give --tables, such as public.order_items")
+			}
+			for i, name := range names {
+				t, err := driver.ParseTableName(name)
+				if err != nil {
+					return err
+				}
+				names[i] = t.String() // as captures have it
+			}
+			c, done, err := p.changesOf(client)
+			if err != nil {
+				return err
+			}
+			defer done()
+			was, err := c.Get(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if was.Capture == nil {
+				return outcome{exitNotFound, errors.New("there is no capture; athena cdc enable begins one")}
+			}
+			spec := was.Capture.CaptureSpec
+			spec.Tables = slices.Clone(spec.Tables)
+			if err := change(&spec, names); err != nil {
+				return err
+			}
+			got, err := c.Change(cmd.Context(), spec, was.Revision)
+			return p.enabled(cmd.Context(), c, was, got, err, wait)
+		},
+	}
+	p.clientFlag(cmd, &client, "client whose changes are captured (ATHENA_CLIENT)")
+	tablesFlag(cmd, &tables, "the tables, as schema.table; may be repeated")
+	cmd.Flags().DurationVar(&wait, "wait", time.Minute, "wait this long for the changes to stream; 0 does not wait")
 	return cmd
 }
 

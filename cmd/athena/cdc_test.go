@@ -24,6 +24,7 @@ func TestUsageOfCDC(t *testing.T) {
 	}{
 		"no client":                   {[]string{"cdc", "enable", "-t", "public.t"}, "--client"},
 		"no table":                    {[]string{"cdc", "enable", "-c", "shop"}, "--tables"},
+		"no table to add":             {[]string{"cdc", "add", "-c", "shop"}, "--tables"},
 		"no table of a snapshot":      {[]string{"cdc", "snapshot", "start", "-c", "shop"}, "--tables"},
 		"a size that is none":         {[]string{"cdc", "enable", "-c", "shop", "-t", "a", "--max-bytes", "much"}, "--max-bytes"},
 		"an unknown operation":        {[]string{"cdc", "tail", "-c", "shop", "--ops", "upsert"}, "delete_range"},
@@ -182,7 +183,13 @@ func TestEnableWaits(t *testing.T) {
 					data(steps[0])(w, r)
 				},
 				"GET /cdc/shop": func(w http.ResponseWriter, r *http.Request) {
-					if n := int(calls.Add(1)); n <= len(steps) {
+					n := int(calls.Add(1)) - 1
+					if n == 0 { // before it is enabled
+						w.WriteHeader(http.StatusNotFound)
+						_, _ = io.WriteString(w, `{"code":"not_found","message":"not captured"}`)
+						return
+					}
+					if n <= len(steps) {
 						data(steps[n-1])(w, r)
 						return
 					}
@@ -197,6 +204,52 @@ func TestEnableWaits(t *testing.T) {
 				if !strings.Contains(got.stderr, s) {
 					t.Errorf("stderr lacks %q:\n%s", s, got.stderr)
 				}
+			}
+		})
+	}
+}
+
+// add and remove change the tables of what is captured, and nothing else of it.
+func TestTablesAreAddedAndRemoved(t *testing.T) {
+	t.Parallel()
+	const was = `"id":"c2","client":"shop","slot":"mine","publication":"mine","take_over":true,"snapshot":"none","on_error":"stop","on_loss":"fail","max_age":"1h0m0s","max_bytes":1048576,"pack":7`
+	tests := map[string]struct {
+		args           []string
+		want           exit
+		tables, stderr string
+	}{
+		"more":          {[]string{"add", "-t", `u,public."O d"`}, exitOK, `["public.t","public.v","public.u","public.\"O d\""]`, `captured from now on: public.u, public."O d"`},
+		"what is there": {[]string{"add", "-t", "v"}, exitOK, `["public.t","public.v"]`, ""},
+		"fewer":         {[]string{"remove", "-t", "v"}, exitOK, `["public.t"]`, "no longer captured: public.v"},
+		"all":           {[]string{"remove", "-t", "v,t"}, exitConflict, "", "athena cdc disable"},
+		"another":       {[]string{"remove", "-t", "x"}, exitNotFound, "", "public.x"},
+		"with rows":     {[]string{"add", "-t", "v", "--snapshot", "initial"}, exitOK, `["public.t","public.v"]`, ""},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			env := fake(t, map[string]http.HandlerFunc{
+				"GET /cdc/shop": data(`{"capture":{"tables":["public.t","public.v"],` + was + `},"revision":12,"subscriptions":0}`),
+				"POST /cdc/shop/enable": func(w http.ResponseWriter, r *http.Request) {
+					raw, _ := io.ReadAll(r.Body)
+					var body sdk.Capture
+					if err := json.Unmarshal(raw, &body); err != nil {
+						t.Error(err)
+					}
+					tables, _ := json.Marshal(body.Tables)
+					if string(tables) != tt.tables || body.Slot != "mine" || !body.TakeOver || body.OnError != "stop" || body.Pack != 7 ||
+						body.Snapshot != map[bool]string{true: "initial", false: "none"}[name == "with rows"] {
+						t.Errorf("it sends %s", raw)
+					}
+					if at := r.Header.Get("If-Match"); at != `"12"` {
+						t.Errorf("it is changed at %s", at)
+					}
+					data(`{"capture":{"tables":`+string(tables)+`,`+was+`},"revision":13,"subscriptions":0}`)(w, r)
+				},
+			})
+			got := call(t, env, "", append(append([]string{"cdc"}, tt.args...), "--wait", "0s")...)
+			if got.exit != tt.want || !strings.Contains(got.stderr, tt.stderr) || tt.stderr == "" && got.stderr != "" {
+				t.Errorf("exit %d, want %d\n%s", got.exit, tt.want, got.stderr)
 			}
 		})
 	}

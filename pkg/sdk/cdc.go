@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/http"
 	"net/url"
+	"strconv"
 	"time"
 
 	"github.com/athena-pipelines/athena/pkg/athena"
@@ -147,8 +148,10 @@ type ChangeStream struct {
 type Captured struct {
 	// Capture and Status are nil where there is only the stream of an earlier
 	// capture.
-	Capture *Capture       `json:"capture,omitempty"`
-	Status  *CaptureStatus `json:"status,omitempty"`
+	Capture *Capture `json:"capture,omitempty"`
+	// Revision is that of the capture; Change expects it.
+	Revision uint64         `json:"revision,omitempty"`
+	Status   *CaptureStatus `json:"status,omitempty"`
 	// Stream is nil where there is none, and in lists.
 	Stream        *ChangeStream `json:"stream,omitempty"`
 	Subscriptions int           `json:"subscriptions"`
@@ -179,6 +182,15 @@ func (c *CDC) Check(ctx context.Context, spec CaptureSpec) (driver.ChangeCheck, 
 // what stands in the way; its detail findings has all that does.
 func (c *CDC) Enable(ctx context.Context, spec CaptureSpec) (*Captured, error) {
 	got, _, err := answer[*Captured](ctx, c.api, request{method: http.MethodPost, path: c.path("/enable"), body: spec})
+	return got, err
+}
+
+// Change is Enable for a capture that is at a revision; a conflict error says that
+// it is another one now.
+func (c *CDC) Change(ctx context.Context, spec CaptureSpec, revision uint64) (*Captured, error) {
+	r := request{method: http.MethodPost, path: c.path("/enable"), body: spec, header: http.Header{}}
+	r.header.Set("If-Match", strconv.Quote(strconv.FormatUint(revision, 10)))
+	got, _, err := answer[*Captured](ctx, c.api, r)
 	return got, err
 }
 
