@@ -83,7 +83,7 @@ func draw(t *rapid.T) *spec.Pipeline {
 	if rapid.Bool().Draw(t, "objects") {
 		p.Sink.Objects = &spec.ObjectSink{Prefix: "out/{{a b}}/", Roll: spec.Roll{
 			Rows: rapid.Int64Range(0, 1<<40).Draw(t, "rows"), Bytes: spec.Bytes(rapid.Int64Min(0).Draw(t, "bytes")),
-			Every: spec.Duration(rapid.Int64Range(1, 1e6).Draw(t, "every") * 1e9),
+			Every: spec.Duration(rapid.Int64Range(1, 12*3600).Draw(t, "every") * 1e9),
 		}}
 	} else {
 		p.Sink.Table, p.Sink.Create = word.Draw(t, "target"), rapid.Bool().Draw(t, "create")

@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/adhocore/gronx"
 
@@ -330,8 +331,9 @@ func (v validator) objectSink(o *ObjectSink) {
 	if o.Roll.Rows < 0 {
 		v.refuse("sink.objects.roll.rows", "it is %d; it must be 1 or more", o.Roll.Rows)
 	}
-	if o.Roll.Every != 0 && o.Roll.Every.Std().Seconds() < 1 {
-		v.refuse("sink.objects.roll.every", "it is %s; it must be 1s or more", o.Roll.Every)
+	// Upkeep takes uploads that are older than a day for left behind.
+	if o.Roll.Every != 0 && (o.Roll.Every.Std() < time.Second || o.Roll.Every.Std() > 12*time.Hour) {
+		v.refuse("sink.objects.roll.every", "it is %s; it must be between 1s and 12h", o.Roll.Every)
 	}
 }
 
