@@ -43,6 +43,7 @@ type batch struct {
 func (b batch) run(s *stage, kills int) {
 	s.Helper()
 	left := kills
+	s.haunted = b.haunted
 	for again := 0; left > 0 && again <= kills; again++ {
 		*s.round++
 		round := *s.round

@@ -50,6 +50,9 @@ type stage struct {
 	round   *int // the last one, of all scenarios
 	// shown is what was seen of objects when processes died, by key.
 	shown map[string]driver.Object
+	// haunted says that a worker goes on too late: an upload that it begins then, and
+	// is not told of, is upkeep's to clear away.
+	haunted bool
 }
 
 func newStage(ctx context.Context, t *testing.T, g group, seed uint64) *stage {

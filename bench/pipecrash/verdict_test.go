@@ -174,6 +174,10 @@ func (s *stage) listed(prefix string, fn func(key string, rows []json.RawMessage
 	left, err := s.lake.StagedObjects(s.ctx, prefix, time.Now().Add(time.Hour))
 	s.check(err)
 	for _, o := range left {
+		if s.haunted {
+			s.Logf("an upload of %s was begun too late, and is left to upkeep", o.Key)
+			continue
+		}
 		s.Errorf("an upload of %s is left", o.Key)
 	}
 	return objects
