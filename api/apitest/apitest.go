@@ -126,6 +126,14 @@ func Start(t testing.TB, change func(*World, *api.Config)) *World {
 	w.Plans = &plan.Planner{
 		Dispatcher: w.Dispatcher, Drivers: drivers, Captures: w.Changes, Feeds: w.Feeds, Jobs: jobs,
 		Others: pipelines.Stored(w.Runs),
+		Clients: func(ctx context.Context) (names []string) {
+			clients, err := w.Catalog.List(ctx)
+			check(t, err)
+			for _, c := range clients {
+				names = append(names, c.Name)
+			}
+			return names
+		},
 	}
 	about, err := system.New(system.Config{
 		Version: system.Version{Version: "test"}, Bus: system.Bus{Mode: "embedded", Sync: "always", Replicas: 1},

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -82,13 +83,17 @@ func verdictColor(verdict string) color {
 }
 
 func (p *program) writePlan(w io.Writer, plan *sdk.PipelinePlan) {
+	most := 72
+	if !terminal(w) { // whoever reads it has room, and may look for the end
+		most = math.MaxInt
+	}
 	lines := make([][]string, len(plan.Stages))
 	for i, s := range plan.Stages {
 		client := dash(s.Client)
 		if s.Engine != "" {
 			client += " (" + string(s.Engine) + ")"
 		}
-		lines[i] = []string{s.Stage, client, dash(s.Operation), dash(lacking(s)), p.paint(w, verdictColor(s.Verdict), s.Verdict), clip(dash(s.Detail), 72)}
+		lines[i] = []string{s.Stage, client, dash(s.Operation), dash(lacking(s)), p.paint(w, verdictColor(s.Verdict), s.Verdict), clip(dash(s.Detail), most)}
 	}
 	columns(w, []string{"STAGE", "CLIENT", "OPERATION", "NEEDS", p.paint(w, bold, "VERDICT"), "DETAIL"}, lines)
 	p.writeMapping(w, plan)

@@ -119,7 +119,7 @@ func (b *bar) lines() []string {
 		}
 	}
 	if c := b.info.Cause; c != nil {
-		lines = append(lines, b.tint(yellow, b.fit(strings.TrimPrefix(c.Stage+": "+c.Message, ": "), width)))
+		lines = append(lines, b.tint(yellow, b.fit(placed(c.Stage, c.Message), width)))
 	} else if b.step != "" && !b.info.State.Over() { // how it ended is told below
 		lines = append(lines, b.tint(dim, b.fit(b.step, width)))
 	}

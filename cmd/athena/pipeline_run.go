@@ -308,6 +308,15 @@ func (p *program) writeRuns(w io.Writer, list []*sdk.RunInfo) {
 	columns(w, []string{"RUN", "KIND", p.paint(w, bold, "STATE"), "BY", "MADE", "TOOK", "ROWS", "DEAD", "WHY"}, lines)
 }
 
+// placed puts where something is before what is said of it, unless that is said
+// already.
+func placed(where, text string) string {
+	if where == "" || strings.HasPrefix(text, where) {
+		return text
+	}
+	return where + ": " + text
+}
+
 // took is how long a run took, or has taken so far.
 func took(r *sdk.RunInfo) string {
 	switch {
@@ -328,7 +337,7 @@ func (p *program) writeRun(w io.Writer, r *sdk.RunInfo) {
 	fact("clients", dash(r.Source)+" to "+r.Sink)
 	fact("state", p.paint(w, runColor(r.State), string(r.State)))
 	if r.Cause != nil {
-		fact("why", strings.TrimPrefix(r.Cause.Stage+": "+r.Cause.Message, ": ")+" ("+string(r.Cause.Code)+")")
+		fact("why", placed(r.Cause.Stage, r.Cause.Message)+" ("+string(r.Cause.Code)+")")
 	}
 	fact("made", r.CreatedAt.Local().Format(time.DateTime)+" by "+r.Trigger+", key "+r.Key)
 	fact("took", took(r))
@@ -375,7 +384,7 @@ func runEnd(r *sdk.RunInfo) error {
 	text := "the run was cancelled"
 	if r.State == sdk.RunFailed {
 		text = "the run failed: " + e.Message
-		if r.Cause != nil && r.Cause.Stage != "" {
+		if r.Cause != nil && r.Cause.Stage != "" && !strings.HasPrefix(e.Message, r.Cause.Stage) {
 			text = "the run failed in " + r.Cause.Stage + ": " + e.Message
 		}
 	}

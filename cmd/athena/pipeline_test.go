@@ -122,7 +122,7 @@ func TestTestsOfDefinitionsRunOffline(t *testing.T) {
 const refusal = `{"status":"error","code":"capability_denied","message":"client \"mart\" is not granted pipeline_sink","details":{"field":"sink.client","stage":"sink","plan":` + refusedPlan + `}}`
 
 const refusedPlan = `{"level":"static","verdict":"refused","stages":[
-	{"stage":"source","client":"shop","engine":"postgres","operation":"table","required":["pipeline_source","gateway_query"],"granted":["pipeline_source","gateway_query"],"supported":["pipeline_source","gateway_query"],"verdict":"unknown","detail":"its backend was not asked"},
+	{"stage":"source","client":"shop","engine":"postgres","operation":"table","required":["pipeline_source","gateway_query"],"granted":["pipeline_source","gateway_query"],"supported":["pipeline_source","gateway_query"],"verdict":"unknown","detail":"the client lets it through; its backend was not asked, so that whether it is there is not known yet"},
 	{"stage":"sink","client":"mart","engine":"postgres","operation":"table append","required":["pipeline_sink","gateway_query"],"granted":["gateway_query"],"supported":["pipeline_sink","gateway_query"],"verdict":"refused","code":"capability_denied","field":"sink.client","detail":"client \"mart\" is not granted pipeline_sink"}],
 	"write":{"mode":"append"},"checkpoint":"in the target's database","delivery":{"class":"exactly_once","reason":"one transaction"},"tasks":{"count":0,"parallel":2,"estimated_rows":-1,"estimated_bytes":-1},"elapsed_ms":1}`
 
@@ -138,7 +138,7 @@ func TestAPlanIsATableAndItsRefusalAnExitCode(t *testing.T) {
 	path := file(t, "a.yaml", definition)
 	env := fake(t, map[string]http.HandlerFunc{"POST /pipelines/plan": data(refusedPlan), "POST /pipelines": answer(403, refusal)})
 	got := call(t, env, "", "pipeline", "plan", "-f", path)
-	for _, want := range []string{"STAGE", "mart (postgres)", "pipeline_sink (not granted), gateway_query", "refused: sink.client:", "exactly once: one transaction", "in the target's database"} {
+	for _, want := range []string{"STAGE", "mart (postgres)", "pipeline_sink (not granted), gateway_query", "so that whether it is there is not known yet", "refused: sink.client:", "exactly once: one transaction", "in the target's database"} {
 		if !strings.Contains(got.stdout, want) {
 			t.Errorf("it lacks %q:\n%s", want, got.stdout)
 		}

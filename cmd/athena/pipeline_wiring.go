@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+
 	"github.com/athena-pipelines/athena/api/middleware"
 	"github.com/athena-pipelines/athena/api/pipelines"
 	"github.com/athena-pipelines/athena/pipelines/plan"
@@ -15,7 +17,19 @@ func (a *app) pipelineRoutes(store *runs.Store, road *dispatch.Dispatcher, verif
 		Dispatcher: road, Store: store, Verify: verify, Keys: a.keys, Audit: ops.NewAudit(a.broker.bus, a.log),
 		Plans: &plan.Planner{
 			Dispatcher: road, Drivers: a.drivers, Captures: a.changes, Feeds: a.feeds, Jobs: a.store,
-			Others: pipelines.Stored(store),
+			Others: pipelines.Stored(store), Clients: a.clientNames,
 		},
 	})
+}
+
+// clientNames lists the clients that there are; none as long as they are not known.
+func (a *app) clientNames(ctx context.Context) (names []string) {
+	clients, err := a.catalog.List(ctx)
+	if err != nil {
+		return nil
+	}
+	for _, c := range clients {
+		names = append(names, c.Name)
+	}
+	return names
 }

@@ -60,10 +60,10 @@ func TestAPlanAsksTheDatabase(t *testing.T) {
 		"a table to be created":           {orders + "sink: {client: shop, table: made, mode: overwrite, create: true}", "", "", "", ""},
 		"a merge":                         {orders + "sink: {client: shop, table: ready, mode: merge}", "", "", "", ""},
 		"a source that is not there":      {"source: {client: shop, table: order}" + upsert, "source", athena.CodeNotFound, "", ""},
-		"a column that is not read":       {"source: {client: shop, table: orders, columns: [id, statu]}" + upsert, "source", athena.CodeInvalidRequest, "source.columns[1]", "statu"},
+		"a column that is not read":       {"source: {client: shop, table: orders, columns: [id, statu]}" + upsert, "source", athena.CodeInvalidRequest, "source.columns[1]", `the source has no column "statu"; did you mean "status"?`},
 		"a condition on no column":        {"source: {client: shop, table: orders, where: [{column: statu, op: '=', value: a}]}" + upsert, "source", athena.CodeInvalidRequest, "source.where[0].column", `did you mean "status"?`},
-		"a query that writes":             {"source: {client: shop, query: 'delete from orders returning id'}\nsink: {client: shop, table: ready, mode: upsert, key: [id]}", "source", athena.CodeInvalidRequest, "", ""},
-		"a query that is none":            {"source: {client: shop, query: 'selec 1'}\nsink: {client: shop, table: ready, mode: upsert, key: [id]}", "source", "", "", ""},
+		"a query that writes":             {"source: {client: shop, query: 'delete from orders returning id'}\nsink: {client: shop, table: ready, mode: upsert, key: [id]}", "source", athena.CodeInvalidRequest, "", "the statement may write"},
+		"a query that is none":            {"source: {client: shop, query: 'selec 1'}\nsink: {client: shop, table: ready, mode: upsert, key: [id]}", "source", athena.CodeQueryFailed, "", `syntax error at or near "selec"`},
 		"a column that does not exist":    {orders + "transforms: [{drop: [total]}, {set: {x: 'row.totl'}}]" + upsert, "transforms[1]", athena.CodeInvalidRequest, "transforms[1].set.x", `"totl"`},
 		"a type that does not fit":        {orders + "transforms: [{filter: 'row.id == \"a\"'}]" + upsert, "transforms[0]", athena.CodeInvalidRequest, "transforms[0].filter", "no matching overload"},
 		"a key that was dropped":          {orders + "transforms: [{drop: [id]}]" + upsert, "sink", athena.CodeInvalidRequest, "sink.key", "upsert needs a key"},
@@ -144,6 +144,12 @@ schema: {columns: evolve}
 	got = h.plan(plan.Sample, "source: {client: shop, table: orders}\ntransforms: [{route: '\"nowhere_\" + row.status'}]\nsink: {client: shop, table: ready}")
 	if s := named(got, "sink"); s.Verdict != plan.Refused || s.Code != athena.CodeConflict || !strings.Contains(s.Detail, "nowhere_") {
 		t.Errorf("%s", describe(got))
+	}
+	for rate, warned := range map[string]bool{"0.9": false, "0.2": true} {
+		got = h.plan(plan.Sample, "source: {client: shop, table: orders}\ntransforms: [{set: {n: '1 / (row.id / 2)'}}]\nsink: {client: shop, table: ready}\nschema: {columns: evolve}\nerrors: {max_rate: "+rate+"}")
+		if told := strings.Contains(strings.Join(got.Write.Notes, "\n"), "of the 7 rows of the sample could not go on"); told != warned || got.Verdict == plan.Refused {
+			t.Errorf("at a rate of %s: %v\n%s", rate, got.Write.Notes, describe(got))
+		}
 	}
 	if after := count(t, db); after != before {
 		t.Error("a sample was written")

@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -93,6 +95,11 @@ func newHouse(t testing.TB) *house {
 		Dispatcher: &dispatch.Dispatcher{Resolver: backends, Observer: unseen{}}, Drivers: drivers,
 		Captures: changes, Feeds: feeds, Jobs: jobs,
 		Others: func(context.Context) []*spec.Pipeline { return h.others },
+		Clients: func(context.Context) []string {
+			h.mu.Lock()
+			defer h.mu.Unlock()
+			return slices.Sorted(maps.Keys(h.clients))
+		},
 	}
 	return h
 }

@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/athena-pipelines/athena/pipelines/spec"
@@ -61,6 +62,9 @@ type Planner struct {
 	Jobs *deferred.Store
 	// Others lists the definitions that are stored.
 	Others func(context.Context) []*spec.Pipeline
+	// Clients lists the names of the clients that there are, for a slip of one to be
+	// told; those that the caller's key may not act as are never named.
+	Clients func(context.Context) []string
 	// Rows is how many rows a sample has; 20 unless it is set.
 	Rows int
 }
@@ -134,6 +138,7 @@ func (s *Stage) refuse(err error) {
 	s.Verdict, s.Code, s.Detail, s.err = Refused, e.Code, e.Message, e
 	if field, ok := e.Details["field"].(string); ok && field != "" {
 		s.Field = field
+		s.Detail = strings.TrimPrefix(e.Message, field+": ") // said once
 	}
 }
 

@@ -87,10 +87,19 @@ func (j *judgement) sample(ctx context.Context) error {
 	if err == nil && j.chain.Whole() {
 		j.Plan.Rows.Note = "a step looks at all rows, and here it has seen those of the sample alone"
 	}
+	j.warn()
 	if err := j.routed(ctx); interrupted(ctx, err) {
 		return err
 	}
 	return nil
+}
+
+// warn says that a run with rows as those of the sample would not go on.
+func (j *judgement) warn() {
+	dead, read, most := len(j.Plan.Rows.Dead), j.Plan.Rows.Read, *j.p.Errors.MaxRate
+	if dead > 0 && (dead == read || float64(dead) > most*float64(read)) {
+		j.Write.Notes = append(j.Write.Notes, fmt.Sprintf("%d of the %d rows of the sample could not go on; a run in which more do not than errors.max_rate allows (%g) fails", dead, read, most))
+	}
 }
 
 func (j *judgement) sampleBatch(ctx context.Context) error {

@@ -41,6 +41,9 @@ func (j *judgement) check(ctx context.Context, s *Stage, op dispatch.Op) {
 		s.Granted = among(op.Needs, client.Capabilities)
 		s.Supported = among(op.Needs, j.Dispatcher.Resolver.Supports(client.Engine()))
 	}
+	if athena.CodeOf(err) == athena.CodeClientNotFound {
+		err = athena.Errorf(athena.CodeClientNotFound, "there is no client %q%s", s.Client, j.slip(ctx, s.Client))
+	}
 	if err != nil {
 		if _, told := athena.AsError(err).Details["field"]; !told {
 			err = athena.AsError(err).At(s.Stage + ".client")
@@ -49,6 +52,15 @@ func (j *judgement) check(ctx context.Context, s *Stage, op dispatch.Op) {
 		return
 	}
 	s.unknown(checked)
+}
+
+// slip says which client of those that the key may act as was meant.
+func (j *judgement) slip(ctx context.Context, name string) string {
+	names := slices.DeleteFunc(slices.Clone(j.Clients(ctx)), func(other string) bool { return !principal(ctx).MayActAs(other) })
+	if near := spec.Nearest(name, names); near != "" {
+		return fmt.Sprintf("; did you mean %q?", near)
+	}
+	return ""
 }
 
 const checked = "the client lets it through; its backend was not asked"

@@ -41,11 +41,11 @@ func TestAStaticPlanRefusesWhatCannotRun(t *testing.T) {
 		detail string
 	}{
 		"a pipeline that can run":          {table + "sink: {client: copy, table: other}", "", "", "", ""},
-		"an unknown source":                {"source: {client: shopp, table: orders}\nsink: {client: copy, table: t}", "source", athena.CodeClientNotFound, "source.client", "shopp"},
-		"an unknown sink":                  {table + "sink: {client: cpoy, table: t}", "sink", athena.CodeClientNotFound, "sink.client", "cpoy"},
+		"an unknown source":                {"source: {client: shopp, table: orders}\nsink: {client: copy, table: t}", "source", athena.CodeClientNotFound, "source.client", `there is no client "shopp"; did you mean "shop"?`},
+		"an unknown sink":                  {table + "sink: {client: cpoy, table: t}", "sink", athena.CodeClientNotFound, "sink.client", `there is no client "cpoy"; did you mean "copy"?`},
 		"a frozen client":                  {table + "sink: {client: frozen, table: t}", "sink", athena.CodeClientFrozen, "sink.client", ""},
 		"a client that is not active":      {"source: {client: gone, table: t}\nsink: {client: copy, table: t2}", "source", athena.CodeClientInactive, "source.client", ""},
-		"an expression that is none":       {table + "transforms: [{filter: 'row.a ='}]\nsink: {client: copy, table: t}", "transforms[0]", athena.CodeInvalidRequest, "transforms[0].filter", "is not understood"},
+		"an expression that is none":       {table + "transforms: [{filter: 'row.a ='}]\nsink: {client: copy, table: t}", "transforms[0]", athena.CodeInvalidRequest, "transforms[0].filter", "line 1, column 7 of the expression is not understood"},
 		"a function that there is not":     {table + "transforms: [{drop: [a]}, {set: {b: 'lower(row.c)'}}]\nsink: {client: copy, table: t}", "transforms[1]", athena.CodeInvalidRequest, "transforms[1].set.b", "lower"},
 		"changes that are not captured":    {"source: {client: copy, cdc: {tables: [t]}}\nsink: {client: shop, table: t}", "source", athena.CodeConflict, "source.cdc", "athena cdc enable --client copy --tables t"},
 		"a table that is not captured":     {"source: {client: shop, cdc: {tables: [orders, users]}}\ntransforms: [{route: meta.table}]\nsink: {client: copy, table: t}", "source", athena.CodeConflict, "source.cdc.tables[1]", "athena cdc add --client shop --tables public.users"},
@@ -71,7 +71,7 @@ func TestAStaticPlanRefusesWhatCannotRun(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			got := h.plan(plan.Static, tt.text)
 			s := first(got)
-			if s.Stage != tt.stage || s.Code != tt.code || s.Field != tt.field || !strings.Contains(s.Detail, tt.detail) {
+			if s.Stage != tt.stage || s.Code != tt.code || s.Field != tt.field || !strings.Contains(s.Detail, tt.detail) || s.Field != "" && strings.Contains(s.Detail, s.Field) {
 				t.Errorf("%s", describe(got))
 			}
 		})
@@ -102,6 +102,11 @@ func TestTheKeyIsHeldAgainstEveryClient(t *testing.T) {
 	const text = "source: {client: shop, table: t}\nsink: {client: lake, objects: {prefix: x/y/}}"
 	got := h.planAs(as(t.Context(), "shop"), plan.Static, text)
 	if s := first(got); s.Stage != "sink" || s.Code != athena.CodeForbidden || s.Engine != "" || s.Granted != nil || s.Supported != nil {
+		t.Errorf("%+v", s)
+	}
+	// A client that is gone since the key was bound to it, and others that are near.
+	got = h.planAs(as(t.Context(), "shopp", "lake"), plan.Static, "source: {client: shopp, table: t}\nsink: {client: lake, objects: {prefix: x/}}")
+	if s := first(got); s.Detail != `there is no client "shopp"` {
 		t.Errorf("%+v", s)
 	}
 	for _, sink := range []string{"lake", "nobody"} { // whether it exists is not told

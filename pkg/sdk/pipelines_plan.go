@@ -1,6 +1,7 @@
 package sdk
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"net/http"
@@ -121,7 +122,7 @@ func (p *PipelinePlan) Err() error {
 		if s.Verdict != PlanRefused {
 			continue
 		}
-		e := athena.Errorf(s.Code, "%s: %s", s.Stage, s.Detail).With("stage", s.Stage)
+		e := athena.Errorf(s.Code, "%s: %s", cmp.Or(s.Field, s.Stage), s.Detail).With("stage", s.Stage)
 		if s.Field != "" {
 			e = e.At(s.Field)
 		}

@@ -19,6 +19,7 @@ import (
 const (
 	queryCanceled       = "57014"
 	readOnlyTransaction = "25006"
+	syntaxError         = "42601"
 	uniqueViolation     = "23505"
 	exclusionViolation  = "23P01"
 )

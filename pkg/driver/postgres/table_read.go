@@ -64,10 +64,12 @@ func (b *Backend) ReadQuery(ctx context.Context, s driver.Statement, size driver
 	return b.readRows(ctx, c, s, nil, "", size, fn)
 }
 
-// DescribeQuery has the server describe the statement, without running it.
+// DescribeQuery has the server describe the statement, without running it. One that
+// is not known to read is shown to the server too: it may be none at all.
 func (b *Backend) DescribeQuery(ctx context.Context, s driver.Statement) (*record.Schema, error) {
-	if err := onlyReads(s.Text); err != nil {
-		return nil, err
+	unfit := onlyReads(s.Text)
+	if unfit != nil && !errors.Is(unfit, errMayWrite) {
+		return nil, unfit
 	}
 	c, err := b.tableRead(ctx)
 	if err != nil {
@@ -75,11 +77,17 @@ func (b *Backend) DescribeQuery(ctx context.Context, s driver.Statement) (*recor
 	}
 	defer b.endTable(c, false)
 	d, _, err := b.prepareRead(ctx, c, s, nil)
-	if err != nil {
+	var e *pgconn.PgError
+	switch {
+	case unfit != nil && !(errors.As(err, &e) && e.Code == syntaxError):
+		return nil, unfit
+	case err != nil:
 		return nil, err
 	}
 	return d.schema, nil
 }
+
+var errMayWrite = athena.Errorf(athena.CodeInvalidRequest, "the statement may write, or is none that is known here; only one that reads has rows for a pipeline").At("query")
 
 // onlyReads refuses a statement that may write.
 func onlyReads(text string) error {
@@ -91,7 +99,7 @@ func onlyReads(text string) error {
 	case a.Effect == driver.Refused:
 		return athena.Errorf(athena.CodeInvalidRequest, "%s", a.Reason).At("query")
 	case a.Effect != driver.Read:
-		return athena.Errorf(athena.CodeInvalidRequest, "the statement may write; only one that reads has rows for a pipeline").At("query")
+		return errMayWrite
 	}
 	return nil
 }
