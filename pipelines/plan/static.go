@@ -96,13 +96,13 @@ func (j *judgement) capture() {
 	}
 	capture, ok := j.Captures.Capture(client)
 	if !ok || capture.Removing {
-		j.source.refuse(athena.Errorf(athena.CodeConflict, "the changes of client %q are not captured; enable that first, with its tables: athena cdc enable --client %s --tables %s", client, client, shell(strings.Join(c.Tables, ","))).At("source.cdc"))
+		j.source.refuse(athena.Errorf(athena.CodeConflict, "the changes of client %q are not captured; enable that first, with its tables: athena cdc enable --client %s --tables %s", client, client, changefeed.ShellTables(c.Tables...)).At("source.cdc"))
 		return
 	}
 	for i, text := range c.Tables {
 		name, err := driver.ParseTableName(text)
 		if err == nil && !slices.Contains(capture.Tables, name) {
-			err = athena.Errorf(athena.CodeConflict, "table %s of client %q is not captured; add it to the capture: athena cdc add --client %s --tables %s", name, client, client, shell(name.String()))
+			err = athena.Errorf(athena.CodeConflict, "table %s of client %q is not captured; add it to the capture: athena cdc add --client %s --tables %s", name, client, client, changefeed.ShellTables(name.String()))
 		}
 		if err != nil {
 			j.source.refuse(athena.AsError(err).At(fmt.Sprintf("source.cdc.tables[%d]", i)))
@@ -117,16 +117,6 @@ func (j *judgement) capture() {
 		j.source.refuse(athena.Errorf(athena.CodeConflict, "the capture of client %q has failed: %s", client, message).At("source.cdc"))
 	}
 	j.Checkpoint, j.Delivery = delivery(j.p, capture.OnLoss == changefeed.Resnapshot)
-}
-
-// shell is text as one word of a command that is pasted.
-func shell(text string) string {
-	if strings.ContainsFunc(text, func(r rune) bool {
-		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("_.,-", r))
-	}) {
-		return "'" + strings.ReplaceAll(text, "'", `'\''`) + "'"
-	}
-	return text
 }
 
 // expressions judges what of the transforms needs no schema.

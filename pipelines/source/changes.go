@@ -49,8 +49,8 @@ type Chunk struct {
 	// Columns names a table whose columns are others behind this chunk, which ends
 	// there: whoever writes its rows can finish with them first.
 	Columns string
-	// Gap says that changes may be missing before what follows the chunk.
-	Gap bool
+	// Gaps are told of in the chunk: where the capture began anew.
+	Gaps []changefeed.Gap
 	// Bytes is how large the lines were.
 	Bytes int64
 	More  bool
@@ -78,7 +78,11 @@ func (c *Changes) Next(ctx context.Context, most int, reject func(stage.Unread, 
 		known := false // that the row's table has other columns now
 		switch c.line.Op {
 		case cdc.Message:
-			out.Gap = out.Gap || c.line.Prefix == changefeed.PrefixBegin
+			if c.line.Prefix == changefeed.PrefixBegin {
+				var g changefeed.Gap
+				_ = json.Unmarshal(c.line.Content, &g) // what cannot be read is a gap of which no more is known
+				out.Gaps = append(out.Gaps, g)
+			}
 		case cdc.Schema:
 			if c.know(c.name(), c.line.SchemaVersion, c.line.Columns) {
 				out.Columns = c.name().String()

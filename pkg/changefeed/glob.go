@@ -111,6 +111,19 @@ func (m matcher) match(s string) bool {
 	return p == len(pattern)
 }
 
+// ShellTables are the names of tables as one word of a shell's command, which
+// SplitTables reads.
+func ShellTables(names ...string) string {
+	text := strings.Join(names, ",")
+	plain := func(r rune) bool {
+		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("_.,-", r)
+	}
+	if strings.ContainsFunc(text, func(r rune) bool { return !plain(r) }) {
+		return "'" + strings.ReplaceAll(text, "'", `'\''`) + "'"
+	}
+	return text
+}
+
 // SplitTables reads a list of patterns that are separated by commas, as in a
 // query string. A comma within quotes separates nothing.
 func SplitTables(text string) []string {

@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/athena-pipelines/athena/pipelines/runs"
@@ -257,6 +259,11 @@ func (f *follower) turn(ctx, lasts context.Context) error {
 		f.busy.Source += time.Since(read)
 		crashpoint.Here(crashpoint.StreamRead)
 	}
+	for _, g := range chunk.Gaps {
+		if err := f.gap(ctx, g); err != nil {
+			return at(err, "source")
+		}
+	}
 	for _, b := range chunk.Batches {
 		f.clean = false
 		if err := f.push(lasts, b); err != nil {
@@ -264,9 +271,6 @@ func (f *follower) turn(ctx, lasts context.Context) error {
 		}
 	}
 	f.at, f.clean = chunk.Cursor, true
-	if chunk.Gap {
-		f.note(ctx, "changes may be missing before %s: the capture began anew there (see its status)", chunk.Cursor)
-	}
 	if f.due(chunk) {
 		if err := f.commit(ctx); err != nil {
 			return err
@@ -274,6 +278,28 @@ func (f *follower) turn(ctx, lasts context.Context) error {
 		*f.attempt = 0
 	}
 	return f.tell(ctx, chunk)
+}
+
+// gap notes where a capture began anew. What was deleted before is not in the
+// stream; a copy by key is right again behind the rows, which begin with a truncate,
+// and is refused to go on where the capture reads none.
+func (f *follower) gap(ctx context.Context, g changefeed.Gap) error {
+	lost := f.job.spec.Source.CDC.Tables
+	if g.Tables != nil {
+		lost = slices.DeleteFunc(slices.Clone(lost), func(name string) bool {
+			t, err := driver.ParseTableName(name)
+			return err == nil && !slices.Contains(g.Tables, t)
+		})
+	}
+	client := f.job.spec.Source.Client
+	capture, _ := f.Changes.Capture(client)
+	keyed := f.tables && f.job.spec.Mode() == driver.Upsert
+	if keyed && len(lost) > 0 && g.Snapshot == changefeed.SnapshotNone && capture.Snapshot != changefeed.SnapshotInitial {
+		return athena.Errorf(athena.CodeCursorExpired, "the capture of client %q began anew at %s without a snapshot, so that the stream lacks changes of %s; have the rows read anew (athena cdc add --client %s --tables %s --snapshot initial), then resume the run (athena pipeline resume %s)",
+			client, g.Begin, strings.Join(lost, ", "), client, changefeed.ShellTables(lost...), f.id)
+	}
+	f.note(ctx, "changes may be missing before %s: the capture began anew there (see its status)", g.Begin)
+	return nil
 }
 
 func (f *follower) note(ctx context.Context, format string, args ...any) {
@@ -362,7 +388,7 @@ func (f *follower) due(chunk source.Chunk) bool {
 	}
 	size, age := f.writer.Size(), time.Since(f.begun)
 	switch {
-	case chunk.Columns != "" || chunk.Gap: // what comes next is of another shape
+	case chunk.Columns != "" || len(chunk.Gaps) > 0: // what comes next is of another shape
 		return true
 	case f.tables:
 		return !chunk.More || size.Rows >= commitRows || age >= commitEvery
