@@ -430,7 +430,7 @@ var runbook = map[string]string{
 	"slot_lost":             "raise max_slot_wal_keep_size; then athena cdc disable and enable, or on_loss=resnapshot",
 	"other_source":          "point the client at the database where the capture began, or disable and enable the capture with purge",
 	"publication_missing":   "athena cdc disable, then enable: the rows are read anew",
-	"table_unpublished":     "mend the publication (ALTER PUBLICATION … ADD TABLE), then athena cdc snapshot start for the rows; or enable without the table, then with it",
+	"table_unpublished":     "mend the publication (ALTER PUBLICATION … ADD TABLE), then athena cdc remove and athena cdc add with the table, which read its rows anew",
 	"stream_ahead":          "athena cdc disable --purge, then enable: the stream is made anew",
 	"stream_behind":         "athena cdc disable, then enable: the rows are read anew; or enable with on_loss=resnapshot",
 	"unencodable":           "mend the row at the source, or enable with on_error=dead_letter",
