@@ -2,13 +2,18 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/athena-pipelines/athena/pipelines/spec"
 	"github.com/athena-pipelines/athena/pipelines/transform"
+	"github.com/athena-pipelines/athena/pkg/athena"
 )
 
 // tested is what came of the tests of one file.
@@ -16,6 +21,14 @@ type tested struct {
 	File  string                 `json:"file"`
 	Name  string                 `json:"name,omitempty"`
 	Tests []transform.TestResult `json:"tests"`
+	// NotRun names the tests of a template whose parameters have no values, and Needs
+	// those parameters.
+	NotRun []string `json:"not_run,omitempty"`
+	Needs  []string `json:"needs,omitempty"`
+	// Error says why the definition is not right.
+	Error string `json:"error,omitempty"`
+
+	err error
 }
 
 func (t tested) failed() (n int) {
@@ -34,9 +47,15 @@ func (p *program) pipelineTest() *cobra.Command {
 		Use:   "test -f FILE|DIR|-",
 		Short: "Run the tests that stand in definitions, without a server",
 		Long: `Takes the rows of each test through the transforms of its definition and holds what
-comes out against what is wanted. Nothing is asked of a server or a database. The exit
-code is 1 if a test fails, and 2 if a definition is not right.`,
+comes out against what is wanted. Nothing is asked of a server or a database.
+
+A template takes its values from --param, and has its defaults for the rest. Where one
+has neither, its tests are named as not run, which is no failure. Of a directory all
+files are tested, also where one of them is not right.
+
+The exit code is 2 if a definition is not right, else 1 if a test fails.`,
 		Example: `  athena pipeline test -f orders.yaml
+  athena pipeline test -f orders-of-country.yaml --param country=DE
   athena pipeline test -f pipelines.d --json`,
 		Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
@@ -48,14 +67,23 @@ code is 1 if a test fails, and 2 if a definition is not right.`,
 			if err != nil {
 				return err
 			}
-			failed, all := 0, 0
+			if len(results) == 1 && results[0].err != nil {
+				return results[0].err
+			}
+			failed, all, bad := 0, 0, 0
 			for _, t := range results {
 				failed, all = failed+t.failed(), all+len(t.Tests)
+				if t.err != nil {
+					bad++
+				}
 			}
 			if err := p.show(results, func(w io.Writer) { p.writeTested(w, results, verbose) }); err != nil {
 				return err
 			}
-			if failed > 0 {
+			switch {
+			case bad > 0:
+				return usagef("%d of %s could not be tested, and %d of %s failed", bad, counted(int64(len(results)), "file"), failed, counted(int64(all), "test"))
+			case failed > 0:
 				return outcome{exitFailure, fmt.Errorf("%d of %s failed", failed, counted(int64(all), "test"))}
 			}
 			return nil
@@ -73,16 +101,46 @@ func (p *program) testFiles(file string, values map[string]string) ([]tested, er
 	}
 	results := make([]tested, len(files))
 	for i, f := range files {
-		def, err := p.readPipeline(f)
-		if err != nil {
-			return nil, err
-		}
-		if def, err = def.Instantiate(ofTemplate(def, values)); err != nil {
-			return nil, fmt.Errorf("%s: %w", f, err)
-		}
-		results[i] = tested{f, def.Name, transform.RunTests(def, nil)}
+		results[i] = p.testFile(f, values)
 	}
 	return results, nil
+}
+
+func (p *program) testFile(file string, values map[string]string) tested {
+	t := tested{File: file, Tests: []transform.TestResult{}}
+	def, err := p.readPipeline(file)
+	if err == nil {
+		t.Name, t.Needs = def.Name, lacks(def, values)
+		if len(t.Needs) > 0 {
+			for _, one := range def.Tests {
+				t.NotRun = append(t.NotRun, one.Name)
+			}
+			return t
+		}
+		if def, err = def.Instantiate(ofTemplate(def, values)); err != nil {
+			err = fmt.Errorf("%s: %w", file, err)
+		}
+	}
+	if err != nil {
+		t.Error, t.err = err.Error(), err
+		var own *athena.Error
+		if errors.As(err, &own) {
+			t.Error = placed(file, own.Message)
+		}
+		return t
+	}
+	t.Tests = transform.RunTests(def, nil)
+	return t
+}
+
+// lacks lists the parameters that have neither a value nor a default.
+func lacks(def *spec.Pipeline, values map[string]string) (names []string) {
+	for _, name := range slices.Sorted(maps.Keys(def.Params)) {
+		if _, given := values[name]; !given && def.Params[name].Default == nil {
+			names = append(names, name)
+		}
+	}
+	return names
 }
 
 // ofTemplate keeps the values of parameters that a definition has, so that several
@@ -99,7 +157,16 @@ func ofTemplate(def *spec.Pipeline, values map[string]string) map[string]string 
 
 func (p *program) writeTested(w io.Writer, results []tested, verbose bool) {
 	for _, t := range results {
-		if len(t.Tests) == 0 {
+		switch {
+		case t.err != nil:
+			for line := range strings.Lines(t.Error) {
+				fmt.Fprintf(w, "%s  %s\n", p.paint(w, red, "BAD "), printable(strings.TrimSpace(line)))
+			}
+		case len(t.NotRun) > 0:
+			for _, name := range t.NotRun {
+				fmt.Fprintf(w, "%s  %s: %s: needs --param %s\n", p.paint(w, yellow, "skip"), t.File, name, strings.Join(t.Needs, ", --param "))
+			}
+		case len(t.Tests) == 0:
 			fmt.Fprintf(w, "%s  %s\n", p.paint(w, yellow, "none"), t.File+": no tests stand in it")
 		}
 		for _, r := range t.Tests {

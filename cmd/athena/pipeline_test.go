@@ -116,6 +116,32 @@ func TestTestsOfDefinitionsRunOffline(t *testing.T) {
 	if err := json.Unmarshal([]byte(got.stdout), &results); err != nil || len(results) != 2 || results[0].failed() != 0 || results[1].failed() != 1 || got.exit != exitFailure {
 		t.Errorf("exit %d, %v\n%s", got.exit, err, got.stdout)
 	}
+	// What cannot be tested keeps nothing else from it.
+	write("b.yaml", "params: {region: {pattern: '[a-z]{2}'}}\n"+strings.Replace(definition, "client: shop", "client: '${region}'", 1))
+	got = call(t, env, "", "pipeline", "test", "-f", dir)
+	if got.exit != exitOK || !strings.Contains(got.stdout, "pass  "+filepath.Join(dir, "a.yaml")) || !strings.Contains(got.stdout, "skip  "+filepath.Join(dir, "b.yaml")+": keeps only paid: needs --param region") {
+		t.Errorf("exit %d\n%s%s", got.exit, got.stdout, got.stderr)
+	}
+	for value, want := range map[string]string{"eu": "pass  ", "europe": "BAD   "} {
+		got = call(t, env, "", "pipeline", "test", "-f", dir, "--param", "region="+value)
+		if (got.exit == exitOK) != (value == "eu") || !strings.Contains(got.stdout, want+filepath.Join(dir, "b.yaml")+": ") {
+			t.Errorf("exit %d\n%s%s", got.exit, got.stdout, got.stderr)
+		}
+	}
+	write("0.yaml", definition+"x: 1\ny: 2\n")
+	got = call(t, env, "", "pipeline", "test", "-f", dir)
+	if got.exit != exitUsage || strings.Count(got.stdout, "BAD   "+filepath.Join(dir, "0.yaml")+":1") != 2 || !strings.Contains(got.stdout, "pass  "+filepath.Join(dir, "a.yaml")) ||
+		!strings.Contains(got.stderr, "1 of 3 files could not be tested") {
+		t.Errorf("exit %d\n%s%s", got.exit, got.stdout, got.stderr)
+	}
+}
+
+func TestTheTestsOfTheExamplesPass(t *testing.T) {
+	t.Parallel()
+	got := call(t, nil, "", "pipeline", "test", "-f", "../../pipelines/examples")
+	if got.exit != exitOK || strings.Count(got.stdout, "pass  ") < 10 || strings.Contains(got.stdout, "FAIL") {
+		t.Errorf("exit %d\n%s%s", got.exit, got.stdout, got.stderr)
+	}
 }
 
 // refusal is the answer to a definition that the sink's client may not take.
