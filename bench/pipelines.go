@@ -123,6 +123,16 @@ func (p *plant) put(name string, definition map[string]any) error {
 	return err
 }
 
+// exec runs statements one by one: some must not be in a transaction.
+func (p *plant) exec(ctx context.Context, statements ...string) error {
+	for _, s := range statements {
+		if _, err := p.conn.Exec(ctx, s); err != nil {
+			return fmt.Errorf("%s: %w", s, err)
+		}
+	}
+	return nil
+}
+
 // run runs a batch, and returns it when it is over, with how long its work took.
 func (p *plant) run(ctx context.Context, definition map[string]any) (*sdk.RunInfo, time.Duration, error) {
 	raw, err := json.Marshal(definition)
@@ -263,14 +273,29 @@ func toTable(ctx context.Context, r *rig.Rig, quick bool) ([]figure, error) {
 
 // changesToTable measures how fast a backlog of changes is applied by key.
 func changesToTable(ctx context.Context, r *rig.Rig, quick bool) ([]figure, error) {
-	n := 500_000
+	n := 300_000
 	if quick {
-		n = 100_000
+		n = 50_000
 	}
 	p, err := planted(ctx, r, 0)
 	defer p.close(ctx)
 	if err != nil {
 		return nil, err
+	}
+	to, err := pgx.Connect(ctx, p.copy)
+	if err != nil {
+		return nil, err
+	}
+	defer to.Close(ctx)
+	for _, conn := range []*pgx.Conn{p.conn, to} {
+		if conn == to {
+			if _, err := to.Exec(ctx, piped); err != nil {
+				return nil, err
+			}
+		}
+		if _, err := conn.Exec(ctx, fmt.Sprintf(pipedRows, n)); err != nil {
+			return nil, err
+		}
 	}
 	status, reply, err := p.Call(http.MethodPost, "/cdc/shop/enable", "", map[string]any{"tables": []string{"public.piped"}, "snapshot": changefeed.SnapshotNone})
 	if err != nil || status >= 300 {
@@ -279,32 +304,14 @@ func changesToTable(ctx context.Context, r *rig.Rig, quick bool) ([]figure, erro
 	if err := streams(ctx, r); err != nil {
 		return nil, err
 	}
-	if _, err := p.conn.Exec(ctx, fmt.Sprintf(pipedRows, n/2)); err != nil {
-		return nil, err
-	}
-	if _, err := p.conn.Exec(ctx, "update piped set status = 'sent'"); err != nil {
-		return nil, err
-	}
-	if err := rig.Until(ctx, 5*time.Minute, func() bool {
-		_, last, err := p.Call(http.MethodGet, "/cdc/shop", "", nil)
-		var data struct {
-			Status changefeed.Status `json:"status"`
-		}
-		return err == nil && json.Unmarshal(last.Data, &data) == nil && data.Status.Changes >= uint64(n)
-	}); err != nil {
-		return nil, fmt.Errorf("the changes were not captured: %w", err)
-	}
 	definition, err := json.Marshal(map[string]any{
-		"name":   "follow",
-		"source": map[string]any{"client": "shop", "cdc": map[string]any{"tables": []string{"public.piped"}, "snapshot": "initial"}},
-		"sink":   map[string]any{"client": "copy", "table": "public.piped", "mode": "upsert", "key": []string{"id"}, "create": true},
+		"source": map[string]any{"client": "shop", "cdc": map[string]any{"tables": []string{"public.piped"}, "snapshot": "never"}},
+		"sink":   map[string]any{"client": "copy", "table": "public.piped", "mode": "upsert", "key": []string{"id"}},
 	})
 	if err != nil {
 		return nil, err
 	}
-	// The capture keeps no rows from before it, so an ad-hoc snapshot would be
-	// asked for; from its beginning the stream has all there is.
-	if _, err := p.api.Pipelines().Put(ctx, "follow", json.RawMessage(strings.Replace(string(definition), `"initial"`, `"never"`, 1)), 0); err != nil {
+	if _, err := p.api.Pipelines().Put(ctx, "follow", definition, 0); err != nil {
 		return nil, err
 	}
 	stop := sample(ctx, r.Workers[0])
@@ -321,20 +328,15 @@ func changesToTable(ctx context.Context, r *rig.Rig, quick bool) ([]figure, erro
 		return nil, err
 	}
 	written := time.Since(begin)
-	to, err := pgx.Connect(ctx, p.copy)
-	if err != nil {
-		return nil, err
-	}
-	defer to.Close(ctx)
 	var there int
 	if err := rig.Until(ctx, 10*time.Minute, func() bool {
-		return to.QueryRow(ctx, "select count(*) from piped where note = 'sent'").Scan(&there) == nil && there == n/2
+		return to.QueryRow(ctx, "select count(*) from piped where note = 'sent'").Scan(&there) == nil && there == n
 	}); err != nil {
-		return nil, fmt.Errorf("%d changes were applied of %d: %w", there, n/2, err)
+		return nil, fmt.Errorf("%d changes were applied of %d: %w", there, n, err)
 	}
 	took := time.Since(begin)
 	return []figure{
-		{"changes to a table, upsert", perSecond(n/2, took), "changes/s", 20_000, false,
+		{"changes to a table, upsert", perSecond(n, took), "changes/s", 20_000, false,
 			note("from the update's begin to the last row in the copy, its capture and the update itself (%.1f s) on the same cores", written.Seconds())},
 		{"worker RSS, changes to a table", mib(stop()), "MiB", 256, true, "peak; the capture runs in it too"},
 	}, nil
@@ -380,7 +382,7 @@ func poison(ctx context.Context, r *rig.Rig, quick bool) ([]figure, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := p.conn.Exec(ctx, "alter table piped add amount text; update piped set amount = id::text; vacuum full analyze piped"); err != nil {
+	if err := p.exec(ctx, "alter table piped add amount text", "update piped set amount = id::text", "vacuum full analyze piped"); err != nil {
 		return nil, err
 	}
 	definition := func(to string) map[string]any {
@@ -393,7 +395,7 @@ func poison(ctx context.Context, r *rig.Rig, quick bool) ([]figure, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := p.conn.Exec(ctx, "update piped set amount = 'poison' where id % 100 = 0; vacuum full analyze piped"); err != nil {
+	if err := p.exec(ctx, "update piped set amount = 'poison' where id % 100 = 0", "vacuum full analyze piped"); err != nil {
 		return nil, err
 	}
 	info, poisoned, err := p.run(ctx, definition("poisoned"))
