@@ -7,6 +7,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
 
+	"github.com/athena-pipelines/athena/pkg/athena"
 	"github.com/athena-pipelines/athena/pkg/sdk"
 )
 
@@ -24,6 +25,7 @@ func (p *program) pipelineDead() *cobra.Command {
 
 func (p *program) pipelineDeadList() *cobra.Command {
 	var limit int
+	var run, stage string
 	cmd := &cobra.Command{
 		Use:   "list NAME|RUN",
 		Short: "List the rows that could not go on, of a pipeline or a run, oldest first",
@@ -32,8 +34,13 @@ the row as it was.`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: p.completePipeline,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if limit < 0 {
+			switch {
+			case limit < 0:
 				return usagef("--limit is %d; it must be positive, or 0 for all", limit)
+			case run != "" && !isRun(run):
+				return usagef("--run is %q; it must be the id of a run, which athena pipeline runs shows", run)
+			case run != "" && isRun(args[0]):
+				return usagef("give either RUN or --run")
 			}
 			api, pl, err := p.pipelines()
 			if err != nil {
@@ -41,11 +48,24 @@ the row as it was.`,
 			}
 			defer api.Close()
 			rows := pl.Dead(cmd.Context(), args[0])
-			if isRun(args[0]) {
+			switch {
+			case isRun(args[0]):
 				rows = api.Run(args[0]).Dead(cmd.Context())
+			case run != "":
+				info, err := api.Run(run).Get(cmd.Context())
+				if err != nil {
+					return err
+				}
+				if info.Pipeline != args[0] {
+					return athena.Errorf(athena.CodeNotFound, "run %s is none of pipeline %q", run, args[0])
+				}
+				rows = api.Run(run).Dead(cmd.Context())
 			}
 			n := 0
 			for row, err := range rows {
+				if err == nil && stage != "" && row.Stage != stage {
+					continue
+				}
 				if err == nil {
 					err = p.writeDead(p.stdout, row)
 				}
@@ -63,6 +83,8 @@ the row as it was.`,
 		},
 	}
 	cmd.Flags().IntVar(&limit, "limit", 100, "most rows to list; 0 for all")
+	cmd.Flags().StringVar(&run, "run", "", "only those of this run")
+	cmd.Flags().StringVar(&stage, "stage", "", "only those of this stage, such as source, transforms[0] or sink")
 	return cmd
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -46,20 +47,25 @@ athena help exit-codes.`,
 			if def != nil {
 				q = sdk.PlanQuestion{Definition: spec.Encode(def), Level: level}
 			}
-			plan, err := pl.Plan(cmd.Context(), q)
-			if err != nil {
-				return err
-			}
-			if err := p.show(plan, func(w io.Writer) { p.writePlan(w, plan) }); err != nil {
-				return err
-			}
-			return plan.Err()
+			return p.plan(cmd.Context(), pl, q)
 		},
 	}
 	c.flags(cmd)
 	cmd.Flags().StringVar(&level, "level", sdk.PlanStatic, "how far it looks: static, connect or sample")
 	must(cmd.RegisterFlagCompletionFunc("level", cobra.FixedCompletions([]string{sdk.PlanStatic, sdk.PlanConnect, sdk.PlanSample}, cobra.ShellCompDirectiveNoFileComp)))
 	return cmd
+}
+
+// plan has a definition judged, and shows the verdict.
+func (p *program) plan(ctx context.Context, pl *sdk.Pipelines, q sdk.PlanQuestion) error {
+	plan, err := pl.Plan(ctx, q)
+	if err != nil {
+		return err
+	}
+	if err := p.show(plan, func(w io.Writer) { p.writePlan(w, plan) }); err != nil {
+		return err
+	}
+	return plan.Err()
 }
 
 // tellPlan writes the plan of a definition that was refused, if err has it.

@@ -37,7 +37,8 @@ is cut is made again.
 
 The exit code is 0 if the run succeeded and 6 if it failed or was cancelled. One that
 cannot be run is refused before anything is read, with the code of the stage that is to
-blame, and its plan is shown.`,
+blame, and its plan is shown. Of a file with dry_run nothing but the plan of level sample
+is made.`,
 		Example: `  athena pipeline run -f orders.yaml
   athena pipeline run orders-of-region --param region=eu
   athena pipeline run orders --detach`,
@@ -48,14 +49,15 @@ blame, and its plan is shown.`,
 			if err != nil {
 				return err
 			}
-			if def != nil && def.DryRun {
-				return usagef("the definition has dry_run; see its plan with: athena pipeline plan --level sample -f %s", c.file)
-			}
 			api, pl, err := p.pipelines()
 			if err != nil {
 				return err
 			}
 			defer api.Close()
+			if def != nil && def.DryRun {
+				def.DryRun = false
+				return p.plan(cmd.Context(), pl, sdk.PlanQuestion{Definition: spec.Encode(def), Level: sdk.PlanSample})
+			}
 			o := sdk.RunOptions{Params: values, IdempotencyKey: cmp.Or(key, uuid.NewString())} // so that a cut connection makes no second run
 			var info *sdk.RunInfo
 			if def != nil {

@@ -183,6 +183,21 @@ func TestAPlanIsATableAndItsRefusalAnExitCode(t *testing.T) {
 	}
 }
 
+func TestADryRunIsAPlanOfLevelSample(t *testing.T) {
+	t.Parallel()
+	path := file(t, "a.yaml", definition+"dry_run: true\n")
+	got := call(t, fake(t, map[string]http.HandlerFunc{"POST /pipelines/plan": func(w http.ResponseWriter, r *http.Request) {
+		var q sdk.PlanQuestion
+		if err := json.NewDecoder(r.Body).Decode(&q); err != nil || q.Level != sdk.PlanSample || strings.Contains(string(q.Definition), "dry_run") {
+			t.Errorf("%v: it asks for %+v", err, q)
+		}
+		data(refusedPlan)(w, r)
+	}}), "", "pipeline", "run", "-f", path)
+	if got.exit != exitDenied || !strings.Contains(got.stdout, "VERDICT") {
+		t.Errorf("exit %d\n%s%s", got.exit, got.stdout, got.stderr)
+	}
+}
+
 func TestApplyReportsOnEachDefinition(t *testing.T) {
 	t.Parallel()
 	var stored atomic.Value
@@ -314,6 +329,10 @@ func TestCommandsOfAPipelineAndOfARun(t *testing.T) {
 		"cancel nope":                       {exitNotFound, "no runs"},
 		"dead list paid":                    {exitOK, "it is ·[31mnull"},
 		"dead list paid --json":             {exitOK, `"seq":7`},
+		"dead list paid --stage sink":       {exitOK, "it is ·[31mnull"},
+		"dead list paid --stage source":     {exitOK, "no rows"},
+		"dead list paid --run r":            {exitUsage, "--run is \"r\""},
+		"dead list paid --run " + runID:     {exitNotFound, "is none of pipeline"},
 		"dead delete paid --upto 7":         {exitOK, "7 rows deleted"},
 		"dead redrive paid":                 {exitConflict, "there are none"},
 		"start changes --param a=b":         {exitOK, runID},

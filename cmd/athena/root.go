@@ -189,7 +189,7 @@ func (p *program) tellPeople(err error) {
 	text := err.Error()
 	switch {
 	case errors.As(err, &own):
-		text = own.Message
+		text = spoken(own.Message)
 		// A conflict is the server's own sentence about the job and its state.
 		if state := own.Details["state"]; state != nil && errors.As(err, &out) && own.Code != athena.CodeConflict && !strings.Contains(text, "ended as") {
 			text = fmt.Sprintf("the job ended as %v: %s", state, text)

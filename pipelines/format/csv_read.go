@@ -159,7 +159,9 @@ func (p *csvParser) parse(b *record.Batch, text []byte) ([]string, error) {
 		}
 		if err := b.Columns[c].AppendParsed(column.Type, value); err != nil {
 			if v, ok := err.(*record.ValueError); ok {
-				v.Column = column.Name
+				if v.Column = column.Name; len(value) == 0 {
+					v.Value = `""`
+				}
 			}
 			return err
 		}

@@ -400,6 +400,9 @@ func TestPoisonLinesAreRejectedAndTheOthersGoOn(t *testing.T) {
 	if !slices.Equal(lines, []int64{4, 5, 7, 8, 10}) {
 		t.Fatal(bad)
 	}
+	if _, bad, _, err = read("csv", "", []byte("s,n\nx,\"\"\n"), format.ReadOptions{Schema: s}, driver.BatchSize{}); err != nil || len(bad) != 1 || !strings.Contains(bad[0].Reason, `"" is no int32`) {
+		t.Fatal(bad, err)
+	}
 }
 
 func TestTypesAreInferredFromTheFirstRows(t *testing.T) {
