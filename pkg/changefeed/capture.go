@@ -121,8 +121,8 @@ type Origin struct {
 	InsertsOnly bool               `json:"inserts_only,omitempty"`
 	// Anew are the tables that the stream had before the capture began.
 	Anew []driver.TableName `json:"anew,omitempty"`
-	// Unread are tables that came again to a capture without snapshot; their rows
-	// are read once it has one.
+	// Unread are tables that came to a capture without snapshot; their rows are read
+	// once it has one.
 	Unread []driver.TableName `json:"unread,omitempty"`
 	Begin  cdc.Position       `json:"begin"`
 	// Confirmed is the highest mark that may have been confirmed without a

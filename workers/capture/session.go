@@ -68,7 +68,7 @@ func (s *session) run(ctx context.Context) error {
 			"the stream ends with message %d, and had %d: it was removed, or restored, and lacks changes that the source has let go of; disable the capture and enable it again, or set on_loss to resnapshot", end.Sequence, origin.Sequence)}
 	}
 	var snapshot driver.ChangeSnapshot
-	var gaps []driver.TableName // of tables that came again
+	var gaps, unread []driver.TableName // of the tables that came
 	if !begun {
 		snapshot, err = s.begin(ctx, end)
 		if snapshot != nil {
@@ -77,7 +77,7 @@ func (s *session) run(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-	} else if gaps, err = s.adapt(ctx); err != nil {
+	} else if gaps, unread, err = s.adapt(ctx); err != nil {
 		return err
 	}
 
@@ -115,7 +115,7 @@ func (s *session) run(ctx context.Context) error {
 				err = s.Flush(gctx)
 			}
 			if err == nil {
-				err = s.adapted(gctx, gaps)
+				err = s.adapted(gctx, unread)
 			}
 			if err != nil {
 				return err
@@ -138,40 +138,45 @@ func (s *session) run(ctx context.Context) error {
 
 // adapt brings the publication up to date where the capture's tables are others
 // than before. The rows of those that came are read beside the stream, if the
-// capture wants rows; else it returns those of them that the stream had before,
-// and readers must be told of the gap.
-func (s *session) adapt(ctx context.Context) (gaps []driver.TableName, err error) {
+// capture wants rows; else they are unread. Where the stream had some of these
+// before, readers must be told of the gaps, and then adapted be called.
+func (s *session) adapt(ctx context.Context) (gaps, unread []driver.TableName, err error) {
 	wanted := s.capture.Snapshot == changefeed.SnapshotInitial
 	if slices.Equal(s.origin.Tables, s.capture.Tables) && s.origin.InsertsOnly == s.capture.InsertsOnly && !(wanted && len(s.origin.Unread) > 0) {
-		return nil, nil
+		return nil, nil, nil
 	}
 	s.status.set(changefeed.Starting, "changes the publication")
 	if err := s.source.PrepareChanges(ctx, s.capture.Setup()); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	rows := changefeed.SnapshotRequest{
 		// The same after a crash in between, so that they are asked for once.
 		ID: fmt.Sprintf("tables-%d", s.capture.Revision), Client: s.capture.Client, At: time.Now().UTC(),
 	}
 	for _, t := range s.capture.Tables {
-		unread := slices.Contains(s.origin.Unread, t)
-		if slices.Contains(s.origin.Tables, t) && !unread {
+		comes, known := !slices.Contains(s.origin.Tables, t), s.versions.knows(t)
+		if !comes && !slices.Contains(s.origin.Unread, t) {
 			continue
 		}
+		unread = append(unread, t)
 		rows.Tables = append(rows.Tables, driver.SnapshotTable{Table: t, Fresh: true})
-		if unread || s.versions.knows(t) {
+		if known {
 			rows.Anew = append(rows.Anew, t)
 		}
-	}
-	if !wanted && len(rows.Anew) > 0 {
-		return rows.Anew, nil // adapted follows the note
-	}
-	if wanted && len(rows.Tables) > 0 {
-		if err := s.store.PutSnapshot(ctx, rows); err != nil && athena.CodeOf(err) != athena.CodeConflict {
-			return nil, err
+		if known && comes {
+			gaps = append(gaps, t)
 		}
 	}
-	return nil, s.adapted(ctx, nil)
+	if !wanted && len(gaps) > 0 {
+		return gaps, unread, nil
+	}
+	if wanted && len(unread) > 0 {
+		if err := s.store.PutSnapshot(ctx, rows); err != nil && athena.CodeOf(err) != athena.CodeConflict {
+			return nil, nil, err
+		}
+		unread = nil
+	}
+	return nil, nil, s.adapted(ctx, unread)
 }
 
 // adapted puts on record that the publication has the capture's tables, and those
