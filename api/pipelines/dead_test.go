@@ -27,6 +27,9 @@ func TestDeadRowsAreListedRedrivenAndDeleted(t *testing.T) {
 	if err := w.Runs.Reject(t.Context(), made.ID, rows); err != nil {
 		t.Fatal(err)
 	}
+	if list := decode[[]pipeline](t, w.do("GET", "/pipelines", "").Want(t, 200, "")); *list[0].Dead != 5 {
+		t.Errorf("%d rows are kept", *list[0].Dead)
+	}
 	var got []runs.Rejected
 	query := "?limit=2"
 	for range 4 {

@@ -48,6 +48,9 @@ type pipeline struct {
 	UpdatedAt time.Time `json:"updated_at"`
 	// Spec is the definition; absent in lists.
 	Spec json.RawMessage `json:"spec,omitempty"`
+	// Dead is how many rows are kept that could not go on; of one that is listed or
+	// asked for.
+	Dead *int64 `json:"dead,omitempty"`
 }
 
 // end is one end of a pipeline, in short.
@@ -97,6 +100,13 @@ func (f *Family) view(d runs.Definition, p *spec.Pipeline, last *runs.Run) pipel
 	return v
 }
 
+// count tells how many rows of a pipeline are kept that could not go on.
+func (f *Family) count(ctx context.Context, v *pipeline) error {
+	n, err := f.cfg.Store.CountRejected(ctx, v.ID)
+	v.Dead = &n
+	return err
+}
+
 func kindOf(p *spec.Pipeline) runs.Kind {
 	if p.Streams() {
 		return runs.Stream
@@ -134,7 +144,12 @@ func (f *Family) list(c *gin.Context) {
 	list := []pipeline{}
 	for _, d := range f.cfg.Store.Definitions() {
 		if p := stored(d.Spec); sees(c.Request.Context(), p.Source.Client, p.Sink.Client) {
-			list = append(list, f.view(d, p, last[d.Name]))
+			v := f.view(d, p, last[d.Name])
+			if err := f.count(c.Request.Context(), &v); err != nil {
+				envelope.Fail(c, err)
+				return
+			}
+			list = append(list, v)
 		}
 	}
 	envelope.OK(c, fmt.Sprintf("%d pipelines", len(list)), list, envelope.Meta{})
@@ -168,6 +183,10 @@ func (f *Family) get(c *gin.Context) {
 	}
 	v := f.view(d, p, f.last(d.Name))
 	v.Spec = d.Spec
+	if err := f.count(c.Request.Context(), &v); err != nil {
+		envelope.Fail(c, err)
+		return
+	}
 	envelope.OK(c, fmt.Sprintf("pipeline %s at generation %d", d.Name, d.Generation), v, envelope.Meta{})
 }
 

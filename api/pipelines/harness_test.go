@@ -78,20 +78,21 @@ type pipeline struct {
 	NextAt              time.Time `json:"next_at"`
 	LastRun             *run      `json:"last_run"`
 	Spec                json.RawMessage
+	Dead                *int64
 }
 
 type run struct {
-	ID, Pipeline, Key, Source, Sink, Trigger string
-	Kind                                     runs.Kind
-	Generation, Parallel, Tasks              int
-	State                                    runs.State
-	Want                                     runs.Want
-	Cause                                    *runs.Cause
-	Counts                                   runs.Counts
-	Progress                                 *runs.Progress
-	Work                                     *struct{ Queued, Running, Done int }
-	Steps                                    []runs.Step
-	Spec                                     json.RawMessage
+	ID, Pipeline, Name, Key, Source, Sink, Trigger string
+	Kind                                           runs.Kind
+	Generation, Parallel, Tasks                    int
+	State                                          runs.State
+	Want                                           runs.Want
+	Cause                                          *runs.Cause
+	Counts                                         runs.Counts
+	Progress                                       *runs.Progress
+	Work                                           *struct{ Queued, Running, Done int }
+	Steps                                          []runs.Step
+	Spec                                           json.RawMessage
 }
 
 // put stores a definition.

@@ -93,6 +93,7 @@ func (f *Family) Register(r gin.IRouter) {
 	write.DELETE("/pipelines/:name/dead", f.dropDead)
 	write.POST("/pipelines/:name/dead/redrive", f.redrive)
 
+	read.GET("/runs", f.listAllRuns)
 	read.GET("/runs/:id", f.getRun)
 	read.GET("/runs/:id/events", f.events)
 	read.GET("/runs/:id/dead", f.listRunDead)
@@ -195,7 +196,7 @@ func (f *Family) run(c *gin.Context) (r runs.Run, ok bool) {
 	id := c.Param("id")
 	r, ok = found(f, c, id, f.cfg.Store.Load)
 	if ok = ok && sees(c.Request.Context(), r.Source, r.Sink); !ok && !c.IsAborted() {
-		envelope.Fail(c, athena.Errorf(athena.CodeNotFound, "there is no run %.80q; list them with GET /pipelines/{name}/runs", id))
+		envelope.Fail(c, athena.Errorf(athena.CodeNotFound, "there is no run %.80q; list them with GET /runs", id))
 	}
 	return r, ok
 }

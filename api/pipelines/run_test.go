@@ -338,6 +338,31 @@ func TestRunsAreListedAndShown(t *testing.T) {
 	}
 	w.do("GET", "/pipelines/nope/runs", "").Want(t, 404, athena.CodeNotFound)
 
+	// Among those of all, what was run at once is told by its own name, and no stored
+	// pipeline has it.
+	once := decode[run](t, w.do("POST", "/pipelines", strings.Replace(batch, "{", `{"name":"copy",`, 1)).Want(t, 202, ""))
+	if once.Name != "copy" || once.Pipeline != "" {
+		t.Errorf("got %+v", once)
+	}
+	a := w.do("GET", "/runs?limit=2", "").Want(t, 200, "")
+	if list := decode[[]run](t, a); len(list) != 2 || list[0].ID != once.ID || list[0].Name != "copy" || list[1].ID != ids[0] || list[1].Name != "" || list[1].Pipeline != "copy" {
+		t.Errorf("got %+v", list)
+	}
+	if list := decode[[]run](t, w.do("GET", "/runs?limit=9&cursor="+a.Meta.NextCursor, "").Want(t, 200, "")); len(list) != 4 || list[0].ID != ids[1] {
+		t.Errorf("got %+v", list)
+	}
+	if list := decode[[]run](t, w.do("GET", "/pipelines/copy/runs", "").Want(t, 200, "")); len(list) != 5 {
+		t.Errorf("got %+v", list)
+	}
+	w.do("GET", "/runs?limit=0", "").Want(t, 400, athena.CodeInvalidRequest)
+	for _, clients := range [][]string{{"shop"}, {"shop", "mart"}} {
+		list := decode[[]run](t, w.Do(t, w.Key(t, []string{"pipelines:read"}, clients...), "GET", "/runs", "").Want(t, 200, ""))
+		if (len(list) == 6) != (len(clients) == 2) || len(clients) == 1 && len(list) != 0 {
+			t.Errorf("a key of %v sees %d runs", clients, len(list))
+		}
+	}
+	w.Do(t, w.Key(t, []string{"query"}), "GET", "/runs", "").Want(t, 403, athena.CodeForbidden)
+
 	// As its workers tell.
 	ctx := t.Context()
 	for n, s := range []runs.TaskState{runs.TaskDone, runs.TaskRunning, runs.TaskQueued} {

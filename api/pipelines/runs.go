@@ -22,6 +22,7 @@ import (
 type run struct {
 	ID         string      `json:"id"`
 	Pipeline   string      `json:"pipeline,omitempty"`
+	Name       string      `json:"name,omitempty"` // that a definition which was run at once gave itself
 	Generation int         `json:"generation,omitempty"`
 	Kind       runs.Kind   `json:"kind"`
 	Trigger    string      `json:"trigger"`
@@ -75,6 +76,9 @@ func (f *Family) brief(r runs.Run) run {
 		CreatedAt: r.CreatedAt, StartedAt: r.StartedAt, EndedAt: r.EndedAt,
 		Parallel: r.Parallel, Tasks: r.Tasks, Counts: r.Totals,
 	}
+	if r.Pipeline == "" {
+		v.Name = label(r.Spec)
+	}
 	if p, told := f.cfg.Store.Progress(r.ID); told && !r.State.Over() {
 		v.Counts = p.Counts
 	}
@@ -86,6 +90,17 @@ func (f *Family) brief(r runs.Run) run {
 		}
 	}
 	return v
+}
+
+// label is the name that a definition has.
+func label(raw json.RawMessage) string {
+	var named struct {
+		Name string `json:"name"`
+	}
+	if json.Unmarshal(raw, &named) != nil {
+		return ""
+	}
+	return named.Name
 }
 
 // queuedSince is when a run that is queued became so.
@@ -147,31 +162,53 @@ func (f *Family) getRun(c *gin.Context) {
 	envelope.OK(c, "the run is "+string(r.State), f.whole(r), envelope.Meta{})
 }
 
+// A choice is which runs are listed, and how many of them.
+type choice struct {
+	limit  int
+	state  string
+	before *runs.Run // the last one of the page before
+}
+
+func readChoice(q *params.Query) choice {
+	ch := choice{limit: q.Int("limit", 100, 1, 1000), state: q.String("state")}
+	var err error
+	if ch.before, err = readBefore(q.String("cursor")); err != nil {
+		q.Refuse(err)
+	}
+	return ch
+}
+
 // listRuns answers with the runs of a pipeline, the newest first.
 func (f *Family) listRuns(c *gin.Context) {
 	q := params.Of(c)
-	limit := q.Int("limit", 100, 1, 1000)
-	state := q.String("state")
-	before, err := readBefore(q.String("cursor"))
-	if err != nil {
-		q.Refuse(err)
-	}
+	ch := readChoice(q)
 	if !allowed(c, auth.Read, q.Err()) {
 		return
 	}
-	d, _, ok := f.definition(c)
-	if !ok {
-		return
+	if d, _, ok := f.definition(c); ok {
+		f.answerRuns(c, f.cfg.Store.Runs(d.Name), ch)
 	}
-	all := f.cfg.Store.Runs(d.Name)
+}
+
+// listAllRuns answers with the runs of all pipelines, and of what was run at once.
+func (f *Family) listAllRuns(c *gin.Context) {
+	q := params.Of(c)
+	ch := readChoice(q)
+	if allowed(c, auth.Read, q.Err()) {
+		f.answerRuns(c, f.cfg.Store.Runs(""), ch)
+	}
+}
+
+// answerRuns answers with those of the runs that the key may see.
+func (f *Family) answerRuns(c *gin.Context, all []runs.Run, ch choice) {
 	slices.SortFunc(all, newer)
 	list, meta := []run{}, envelope.Meta{}
 	for _, r := range all {
-		if state != "" && string(r.State) != state || before != nil && newer(*before, r) >= 0 || !sees(c.Request.Context(), r.Source, r.Sink) {
+		if ch.state != "" && string(r.State) != ch.state || ch.before != nil && newer(*ch.before, r) >= 0 || !sees(c.Request.Context(), r.Source, r.Sink) {
 			continue
 		}
-		if len(list) == limit {
-			meta.NextCursor = writeBefore(list[limit-1])
+		if len(list) == ch.limit {
+			meta.NextCursor = writeBefore(list[ch.limit-1])
 			break
 		}
 		list = append(list, f.brief(r))

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -136,6 +137,15 @@ func clip(s string, n int) string {
 		return string(r[:n-1]) + "…"
 	}
 	return string(r)
+}
+
+// clipped is how much of a cell is shown: n characters on a terminal. Whoever reads
+// it elsewhere has room, and may look for the end.
+func clipped(w io.Writer, n int) int {
+	if terminal(w) {
+		return n
+	}
+	return math.MaxInt
 }
 
 func dash(s string) string {

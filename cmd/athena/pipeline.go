@@ -313,15 +313,19 @@ func (p *program) writePipelines(w io.Writer, list []sdk.PipelineInfo) {
 		fmt.Fprintln(w, "no pipelines")
 		return
 	}
+	most := clipped(w, 50)
 	lines := make([][]string, len(list))
 	for i, info := range list {
-		state, when, read := p.paint(w, dim, "never run"), "-", "-"
+		state, when, read, why := p.paint(w, dim, "never run"), "-", "-", "-"
 		if r := info.LastRun; r != nil {
+			if r.Cause != nil {
+				why = clip(placed(r.Cause.Stage, r.Cause.Message), most)
+			}
 			state, when, read = p.paint(w, runColor(r.State), string(r.State)), ago(cmp.Or(r.EndedAt, r.StartedAt, r.CreatedAt)), grouped(r.Counts.Written)
 		}
-		lines[i] = []string{info.Name, string(info.Kind), ends(info), state, when, read, nextRun(info)}
+		lines[i] = []string{info.Name, string(info.Kind), ends(info), state, when, read, grouped(info.Dead), nextRun(info), why}
 	}
-	columns(w, []string{"NAME", "KIND", "FROM AND TO", p.paint(w, bold, "LAST RUN"), "WHEN", "ROWS", "NEXT"}, lines)
+	columns(w, []string{"NAME", "KIND", "FROM AND TO", p.paint(w, bold, "LAST RUN"), "WHEN", "ROWS", "DEAD", "NEXT", "WHY"}, lines)
 }
 
 func nextRun(info sdk.PipelineInfo) string {

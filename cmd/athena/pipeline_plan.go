@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"math"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -89,10 +88,7 @@ func verdictColor(verdict string) color {
 }
 
 func (p *program) writePlan(w io.Writer, plan *sdk.PipelinePlan) {
-	most := 72
-	if !terminal(w) { // whoever reads it has room, and may look for the end
-		most = math.MaxInt
-	}
+	most := clipped(w, 72)
 	lines := make([][]string, len(plan.Stages))
 	for i, s := range plan.Stages {
 		client := dash(s.Client)

@@ -128,7 +128,7 @@ func (b *bar) lines() []string {
 
 // head has the name, the state, the bar and the time that it took so far.
 func (b *bar) head(width int) string {
-	name, state := cmp.Or(b.info.Pipeline, b.info.ID), string(b.info.State)
+	name, state := cmp.Or(called(b.info), b.info.ID), string(b.info.State)
 	elapsed := clock(b.elapsed())
 	share, known := b.share()
 	percent := ""

@@ -248,9 +248,9 @@ func (p *program) pipelineRuns() *cobra.Command {
 	var state string
 	var limit int
 	cmd := &cobra.Command{
-		Use:               "runs NAME|RUN",
-		Short:             "List the runs of a pipeline, newest first, or show one with its steps",
-		Args:              cobra.ExactArgs(1),
+		Use:               "runs [NAME|RUN]",
+		Short:             "List runs, of one pipeline or all, newest first, or show one with its steps",
+		Args:              cobra.MaximumNArgs(1),
 		ValidArgsFunction: p.completePipeline,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if limit < 1 {
@@ -264,15 +264,21 @@ func (p *program) pipelineRuns() *cobra.Command {
 				return err
 			}
 			defer api.Close()
-			if isRun(args[0]) {
+			filter := sdk.RunFilter{State: sdk.RunState(state), Page: min(limit, 100)}
+			found := pl.AllRuns(cmd.Context(), filter)
+			switch {
+			case len(args) == 0:
+			case isRun(args[0]):
 				info, err := api.Run(args[0]).Get(cmd.Context())
 				if err != nil {
 					return err
 				}
 				return p.show(info, func(w io.Writer) { p.writeRun(w, info) })
+			default:
+				found = pl.Runs(cmd.Context(), args[0], filter)
 			}
 			list := []*sdk.RunInfo{}
-			for info, err := range pl.Runs(cmd.Context(), args[0], sdk.RunFilter{State: sdk.RunState(state), Page: min(limit, 100)}) {
+			for info, err := range found {
 				if err != nil {
 					return err
 				}
@@ -280,7 +286,7 @@ func (p *program) pipelineRuns() *cobra.Command {
 					break
 				}
 			}
-			return p.show(list, func(w io.Writer) { p.writeRuns(w, list) })
+			return p.show(list, func(w io.Writer) { p.writeRuns(w, list, len(args) == 0) })
 		},
 	}
 	cmd.Flags().StringVar(&state, "state", "", "only those in this state")
@@ -293,21 +299,34 @@ func (p *program) pipelineRuns() *cobra.Command {
 	return cmd
 }
 
-func (p *program) writeRuns(w io.Writer, list []*sdk.RunInfo) {
+// called is what a run is called by: its pipeline, else the name that its definition
+// has, which may be empty.
+func called(r *sdk.RunInfo) string { return cmp.Or(r.Pipeline, r.Name) }
+
+// writeRuns lists runs; of several pipelines with what each is called.
+func (p *program) writeRuns(w io.Writer, list []*sdk.RunInfo, several bool) {
 	if len(list) == 0 {
 		fmt.Fprintln(w, "no runs")
 		return
 	}
+	most := clipped(w, 50)
 	lines := make([][]string, len(list))
 	for i, r := range list {
 		why := "-"
 		if r.Cause != nil {
-			why = clip(r.Cause.Message, 50)
+			why = clip(placed(r.Cause.Stage, r.Cause.Message), most)
 		}
 		lines[i] = []string{r.ID, string(r.Kind), p.paint(w, runColor(r.State), string(r.State)), r.Trigger, ago(r.CreatedAt), took(r),
 			grouped(r.Counts.Written), grouped(r.Counts.Rejected), why}
+		if several {
+			lines[i] = slices.Insert(lines[i], 1, dash(called(r)))
+		}
 	}
-	columns(w, []string{"RUN", "KIND", p.paint(w, bold, "STATE"), "BY", "MADE", "TOOK", "ROWS", "DEAD", "WHY"}, lines)
+	heading := []string{"RUN", "KIND", p.paint(w, bold, "STATE"), "BY", "MADE", "TOOK", "ROWS", "DEAD", "WHY"}
+	if several {
+		heading = slices.Insert(heading, 1, "NAME")
+	}
+	columns(w, heading, lines)
 }
 
 // placed puts where something is before what is said of it, unless that is said
@@ -335,6 +354,9 @@ func (p *program) writeRun(w io.Writer, r *sdk.RunInfo) {
 	fact("run", r.ID+" ("+string(r.Kind)+")")
 	if r.Pipeline != "" {
 		fact("pipeline", fmt.Sprintf("%s at generation %d", r.Pipeline, r.Generation))
+	}
+	if r.Name != "" {
+		fact("name", r.Name+", run at once")
 	}
 	fact("clients", dash(r.Source)+" to "+r.Sink)
 	fact("state", p.paint(w, runColor(r.State), string(r.State)))

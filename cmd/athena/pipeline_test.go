@@ -292,7 +292,7 @@ func TestARunIsFollowedToItsEnd(t *testing.T) {
 
 func TestCommandsOfAPipelineAndOfARun(t *testing.T) {
 	t.Parallel()
-	const info = `{"name":"paid","kind":"batch","source":{"client":"shop","kind":"table"},"sink":{"client":"mart","kind":"table"},"schedule":"*/15 * * * *","paused":true,"generation":3,"revision":9,"updated_at":"2026-11-22T10:00:00Z","key":"k","spec":{"name":"paid","source":{"client":"shop"}},
+	const info = `{"name":"paid","kind":"batch","source":{"client":"shop","kind":"table"},"sink":{"client":"mart","kind":"table"},"schedule":"*/15 * * * *","paused":true,"generation":3,"revision":9,"updated_at":"2026-11-22T10:00:00Z","key":"k","dead":7,"spec":{"name":"paid","source":{"client":"shop"}},
 		"last_run":{"id":"` + runID + `","state":"failed","counts":{"written":12345}}}`
 	const aRun = `{"id":"` + runID + `","kind":"batch","state":"paused","want":"cancel","counts":{"read":1},"steps":[{"n":1,"text":"asked for"}],"work":{"done":1,"faults":[{"task":2,"attempt":3,"cause":{"code":"timeout","message":"slow"}}]}}`
 	env := fake(t, map[string]http.HandlerFunc{
@@ -302,6 +302,7 @@ func TestCommandsOfAPipelineAndOfARun(t *testing.T) {
 		"POST /pipelines/paid/pause":        data(info),
 		"POST /pipelines/paid/stop":         answer(409, `{"code":"conflict","message":"it is a batch"}`),
 		"GET /pipelines/paid/runs":          data("[" + aRun + "]"),
+		"GET /runs":                         data(`[{"id":"` + runID + `","name":"ad-hoc","kind":"batch","state":"succeeded"}]`),
 		"GET /runs/" + runID:                data(aRun),
 		"POST /runs/" + runID + "/pause":    data(aRun),
 		"POST /runs/" + runID + "/cancel":   data(aRun),
@@ -318,6 +319,8 @@ func TestCommandsOfAPipelineAndOfARun(t *testing.T) {
 		out  string
 	}{
 		"list":                              {exitOK, "shop table to mart table"},
+		"list --json":                       {exitOK, `"dead": 7`},
+		"runs":                              {exitOK, "ad-hoc"},
 		"get paid":                          {exitOK, "# generation 3"},
 		"delete paid":                       {exitOK, "paid deleted"},
 		"pause paid":                        {exitOK, "paused"},

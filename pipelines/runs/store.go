@@ -226,7 +226,7 @@ func (s *Store) Change(ctx context.Context, id string, change func(*Run) error) 
 			return err
 		}
 		if !ok {
-			return athena.Errorf(athena.CodeNotFound, "there is no run %.80q; list them with GET /pipelines/{name}/runs", id)
+			return athena.Errorf(athena.CodeNotFound, "there is no run %.80q; list them with GET /runs", id)
 		}
 		rev := r.Revision
 		if refused = change(&r); refused != nil {

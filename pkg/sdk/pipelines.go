@@ -39,6 +39,8 @@ type PipelineInfo struct {
 	LastRun   *RunInfo  `json:"last_run,omitempty"`
 	CreatedAt time.Time `json:"created_at"`
 	UpdatedAt time.Time `json:"updated_at"`
+	// Dead is how many rows are kept that could not go on; of List and Get.
+	Dead int64 `json:"dead,omitempty"`
 	// Spec is the definition; nil in lists.
 	Spec json.RawMessage `json:"spec,omitempty"`
 }
@@ -168,13 +170,23 @@ type RunFilter struct {
 	Page int
 }
 
-// Runs yields the runs of a pipeline, newest first.
-func (p *Pipelines) Runs(ctx context.Context, name string, f RunFilter) iter.Seq2[*RunInfo, error] {
+func (f RunFilter) query() url.Values {
 	query := optional("state", string(f.State))
 	if f.Page > 0 {
 		query.Set("limit", strconv.Itoa(f.Page))
 	}
-	return pages[*RunInfo](ctx, p.api, pipelinePath(name, "/runs"), query)
+	return query
+}
+
+// Runs yields the runs of a pipeline, newest first.
+func (p *Pipelines) Runs(ctx context.Context, name string, f RunFilter) iter.Seq2[*RunInfo, error] {
+	return pages[*RunInfo](ctx, p.api, pipelinePath(name, "/runs"), f.query())
+}
+
+// AllRuns yields the runs of all pipelines, and of definitions that were run at once,
+// newest first: those that the key may see.
+func (p *Pipelines) AllRuns(ctx context.Context, f RunFilter) iter.Seq2[*RunInfo, error] {
+	return pages[*RunInfo](ctx, p.api, "/runs", f.query())
 }
 
 // A DeadRow is a row that could not go on.

@@ -65,6 +65,7 @@ func (s RunState) Over() bool {
 type RunInfo struct {
 	ID         string    `json:"id"`
 	Pipeline   string    `json:"pipeline,omitempty"` // empty for one that is stored nowhere
+	Name       string    `json:"name,omitempty"`     // that such a one gave itself
 	Generation int       `json:"generation,omitempty"`
 	Kind       RunKind   `json:"kind"`
 	Trigger    string    `json:"trigger"` // api, schedule, start

@@ -141,7 +141,7 @@ func TestRunsAndDeadRowsAreReadPageByPage(t *testing.T) {
 		}
 	}
 	api := scripted(t, map[string]http.HandlerFunc{
-		"GET /pipelines/a/runs": pages(`"id":"`), "GET /pipelines/a/dead": pages(`"row":"`), "GET /runs/r/dead": pages(`"row":"`),
+		"GET /runs": pages(`"id":"`), "GET /pipelines/a/runs": pages(`"id":"`), "GET /pipelines/a/dead": pages(`"row":"`), "GET /runs/r/dead": pages(`"row":"`),
 		"DELETE /pipelines/a/dead": func(w http.ResponseWriter, r *http.Request) {
 			if r.URL.Query().Get("upto") != "9" {
 				t.Errorf("got %s", r.URL)
@@ -150,6 +150,16 @@ func TestRunsAndDeadRowsAreReadPageByPage(t *testing.T) {
 		},
 	})
 	var got []string
+	all := 0
+	for _, err := range api.Pipelines().AllRuns(t.Context(), sdk.RunFilter{State: sdk.RunFailed, Page: 2}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		all++
+	}
+	if all != 3 {
+		t.Errorf("there are %d runs", all)
+	}
 	for info, err := range api.Pipelines().Runs(t.Context(), "a", sdk.RunFilter{State: sdk.RunFailed, Page: 2}) {
 		if err != nil {
 			t.Fatal(err)
