@@ -135,8 +135,8 @@ func (w *Worker) Run(ctx context.Context) error {
 		}
 		select {
 		case <-news:
-			// Progress and tasks are news too, many of them.
-			pause(ctx, 50*time.Millisecond)
+			// What is written together is looked at together.
+			pause(ctx, 5*time.Millisecond)
 		case <-tick.C:
 		case <-ctx.Done():
 			return nil
