@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/aws/aws-sdk-go-v2/aws"
 	awss3 "github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 	"golang.org/x/sync/errgroup"
@@ -250,15 +251,32 @@ func (s *stage) Discard(ctx context.Context) error {
 	return nil
 }
 
+// aborts is how often an upload is aborted: a part that was on its way may come
+// after the first time, as S3's documentation has it.
+const aborts = 4
+
 // abort ends an upload, whatever became of ctx.
 func (b *Backend) abort(ctx context.Context, key, upload string) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abortGrace)
 	defer cancel()
-	_, err := b.client.AbortMultipartUpload(ctx, &awss3.AbortMultipartUploadInput{Bucket: &b.bucket, Key: &key, UploadId: &upload})
-	if code, status := codeOf(err); code == "NoSuchUpload" || status == http.StatusNotFound {
-		return nil
+	for try := 0; ; try++ {
+		_, err := b.client.AbortMultipartUpload(ctx, &awss3.AbortMultipartUploadInput{Bucket: &b.bucket, Key: &key, UploadId: &upload})
+		if code, status := codeOf(err); code == "NoSuchUpload" || status == http.StatusNotFound {
+			return nil
+		}
+		if err == nil {
+			if _, gone := b.client.ListParts(ctx, &awss3.ListPartsInput{Bucket: &b.bucket, Key: &key, UploadId: &upload, MaxParts: aws.Int32(1)}); gone != nil {
+				return nil // or nobody can tell
+			}
+		}
+		if try == aborts-1 || ctx.Err() != nil { // upkeep looks again
+			return b.failed(ctx, err)
+		}
+		select {
+		case <-time.After(50 * time.Millisecond << try):
+		case <-ctx.Done():
+		}
 	}
-	return b.failed(ctx, err)
 }
 
 // stagePrefix begins the ids of staged objects, which are those of uploads.
