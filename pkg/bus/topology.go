@@ -106,9 +106,6 @@ func Topology(cfg Config) []jetstream.StreamConfig {
 func CDCConfig(client string, maxAge time.Duration, maxBytes int64, replicas int) jetstream.StreamConfig {
 	s := stream(CDCStream(client), "Changes of client "+client, maxBytes, CDCAll(client), CDCSnapshot(client, Any))
 	s.MaxAge, s.DenyDelete, s.Compression = maxAge, true, jetstream.S2Compression
-	if maxAge > 0 { // which the server wants
-		s.Duplicates = min(s.Duplicates, maxAge)
-	}
 	if maxAge > 0 { // the server wants no longer memory of ids than of messages
 		s.Duplicates = min(s.Duplicates, maxAge)
 	}
