@@ -253,6 +253,7 @@ func (s *server) run(ctx context.Context, ready func()) error {
 			return nil
 		}
 		if err == nil {
+			debug.FreeOSMemory() // what the start took, the server does not need again
 			ready()
 		}
 		return err
