@@ -52,6 +52,22 @@ type Change struct {
 	// Unchanged names columns whose large value was not logged since the update
 	// did not touch it. They are absent from After.
 	Unchanged []string `json:"unchanged,omitempty"`
+	// Delta has, by column, what an update did to a part of a collection or of a
+	// user-defined type whose whole value the engine does not log. Such a column
+	// is absent from After, and not among Unchanged.
+	Delta json.RawMessage `json:"delta,omitempty"`
+	// Range has the bounds of op delete_range, within the partition that Key names:
+	// {"from":{"key":{…},"inclusive":true},"to":{…}}, in the order of the columns'
+	// values. A bound that is absent is open.
+	Range json.RawMessage `json:"range,omitempty"`
+	// WriteTime is the time in microseconds since 1970 by which the engine itself
+	// settles which of two writes is the later one, where it does so. TTL is how
+	// many seconds the written values live; 0 is for ever.
+	WriteTime int64 `json:"writetime,omitempty"`
+	TTL       int64 `json:"ttl,omitempty"`
+	// Late says that changes with a later WriteTime, of the same row perhaps, came
+	// before it in the stream.
+	Late bool `json:"late,omitempty"`
 	// Tx is nil for what a snapshot adds, among it the truncate before the rows of a
 	// table without a key, and for messages outside of transactions.
 	Tx *Transaction `json:"tx,omitempty"`

@@ -23,6 +23,9 @@ type Capture struct {
 	TakeOver    bool `json:"take_over,omitempty"`
 	InsertsOnly bool `json:"inserts_only,omitempty"`
 	LocalOnly   bool `json:"local_only,omitempty"`
+	// Confidence and Sweep are those of driver.ChangeSetup.
+	Confidence athena.Duration `json:"confidence,omitempty"`
+	Sweep      athena.Duration `json:"sweep,omitempty"`
 	// Snapshot says whether the rows that are there are read first.
 	Snapshot SnapshotMode `json:"snapshot"`
 	// OnError says what becomes of a change that cannot be encoded.
@@ -108,6 +111,7 @@ func (c Capture) Setup() driver.ChangeSetup {
 	return driver.ChangeSetup{
 		Client: c.Client, Tables: c.Tables, Slot: c.Slot, Publication: c.Publication,
 		TakeOver: c.TakeOver, InsertsOnly: c.InsertsOnly, LocalOnly: c.LocalOnly,
+		Confidence: c.Confidence.Std(), Sweep: c.Sweep.Std(),
 	}
 }
 
@@ -176,16 +180,18 @@ type Status struct {
 	LagBytes   int64   `json:"lag_bytes"`
 	LagSeconds float64 `json:"lag_seconds"`
 	// Changes and Bytes count since the worker took the capture.
-	Changes          uint64               `json:"changes"`
-	Bytes            uint64               `json:"bytes"`
-	Rejected         uint64               `json:"rejected"`
-	ChangesPerSecond float64              `json:"changes_per_second"`
-	BytesPerSecond   float64              `json:"bytes_per_second"`
-	Spilled          int64                `json:"spilled_bytes"`
-	Slot             *driver.ChangeHealth `json:"slot,omitempty"`
-	Snapshots        []SnapshotProgress   `json:"snapshots,omitempty"`
-	Restarts         int                  `json:"restarts"`
-	At               time.Time            `json:"at"`
+	Changes          uint64  `json:"changes"`
+	Bytes            uint64  `json:"bytes"`
+	Rejected         uint64  `json:"rejected"`
+	ChangesPerSecond float64 `json:"changes_per_second"`
+	BytesPerSecond   float64 `json:"bytes_per_second"`
+	Spilled          int64   `json:"spilled_bytes"`
+	// Streams is that of driver.ChangeLag.
+	Streams   *driver.StreamLag    `json:"streams,omitempty"`
+	Slot      *driver.ChangeHealth `json:"slot,omitempty"`
+	Snapshots []SnapshotProgress   `json:"snapshots,omitempty"`
+	Restarts  int                  `json:"restarts"`
+	At        time.Time            `json:"at"`
 }
 
 // A SnapshotRequest asks for rows as they are now, while the stream goes on.

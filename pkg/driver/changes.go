@@ -67,6 +67,12 @@ type ChangeSetup struct {
 	// InsertsOnly lets tables without a usable identity in; of all tables
 	// without one, inserts alone are captured.
 	InsertsOnly bool
+	// Confidence is how old a change must be before it is read, in an engine whose
+	// log does not say when it is complete: what is written to the log later than
+	// that is late. Sweep is how far back late changes are looked for; they are
+	// handed over when they are found. 0 stands for the engine's defaults, and a
+	// negative Sweep for none. An engine whose log is in order refuses both.
+	Confidence, Sweep time.Duration
 }
 
 // ChangeCheck is what CheckChanges found.
@@ -142,6 +148,11 @@ type ChangeConfig struct {
 	// so that a schema change comes before the row. It is asked only before
 	// rows that are handed over.
 	Version func(t TableName, columns []cdc.Column) (version int, fresh bool)
+	// Stored hands over the positions of the changes that are stored behind one, in
+	// their order; of all that are kept if it is empty. An engine without a mark of
+	// its own learns from them what it has handed over before. An error of fn ends
+	// it and is returned.
+	Stored func(ctx context.Context, behind cdc.Position, fn func(cdc.Position) error) error
 	// NoStreaming has the engine keep large transactions until they are
 	// committed, so that nothing is spilled here.
 	NoStreaming bool
@@ -220,6 +231,32 @@ type ChangeLag struct {
 	CaughtUp bool
 	// Spilled is how many bytes of open transactions are on disk.
 	Spilled int64
+	// Streams is how it stands with a log of many streams; nil for one that is one.
+	Streams *StreamLag
+}
+
+// StreamLag is how it stands with a log of many streams.
+type StreamLag struct {
+	Streams int `json:"streams"` // that are read now, of all tables
+	// Complete is the time up to which everything has been handed over.
+	Complete time.Time `json:"complete"`
+	// Confidence is how old a change is when it is read, at least; Sweep is how far
+	// back late ones are looked for, 0 if they are not.
+	Confidence time.Duration `json:"confidence_ns"`
+	Sweep      time.Duration `json:"sweep_ns"`
+	// Swept is the time up to which late changes have been looked for.
+	Swept time.Time `json:"swept,omitzero"`
+	// Late counts the late changes that were found since the stream was opened.
+	Late uint64 `json:"late"`
+	// Slowest are the streams that are furthest behind, ten at most.
+	Slowest []OneStreamLag `json:"slowest,omitempty"`
+}
+
+// OneStreamLag is how far one stream has been read.
+type OneStreamLag struct {
+	Table    TableName `json:"table"`
+	Stream   string    `json:"stream"` // its id, in hexadecimal
+	Complete time.Time `json:"complete"`
 }
 
 // ChangeHealth describes the place in the log as the engine sees it.
@@ -238,6 +275,9 @@ type ChangeHealth struct {
 	Failover  bool  `json:"failover"`
 	TwoPhase  bool  `json:"two_phase"`
 	Temporary bool  `json:"-"`
+	// Expires is when the oldest change that is not confirmed leaves the log; zero if
+	// the log waits for us.
+	Expires time.Time `json:"expires,omitzero"`
 	// Unpublished are tables that should be captured, and that nothing publishes
 	// any more: they were dropped, renamed, or taken out.
 	Unpublished []TableName `json:"unpublished,omitempty"`
@@ -313,7 +353,8 @@ var ErrTableChanged = errors.New("driver: the columns of the table have changed"
 // missing.
 type SourceLost struct {
 	// Code is stable, and names a section of the runbook: slot_missing,
-	// slot_recreated, slot_lost, other_source, publication_missing.
+	// slot_recreated, slot_lost, other_source, publication_missing, log_expired,
+	// log_missing.
 	Code string
 	// Message is for people, and names the mend.
 	Message string

@@ -74,6 +74,10 @@ type Statement struct {
 	// ReadOnly asks the engine to refuse any write: then the statement fails
 	// with ErrWrites and has had no effect.
 	ReadOnly bool
+	// WriteTime is the time that a write counts as made at, for engines that settle
+	// by time which of two writes is the later one: the same in all attempts, so
+	// that a repetition changes nothing. Zero is now. Others ignore it.
+	WriteTime time.Time
 }
 
 // ErrWrites is in the chain of the error with which a ReadOnly statement that
@@ -365,6 +369,8 @@ type Driver struct {
 	// are no Queriers.
 	Language Language
 	Analyze  func(text string) Analysis
+	// WriteModes are those of the backends, if they are TableWriters.
+	WriteModes []WriteMode
 	// ColumnType is that of the backends, if they are ColumnTypers.
 	ColumnType func(native string) record.Type
 	Open       func(ctx context.Context, conn athena.Connection) (Backend, error)
@@ -391,6 +397,9 @@ func New[C athena.Connection, B Backend](open func(context.Context, C) (B, error
 	}
 	if q, ok := Backend(zero).(Querier); ok {
 		d.Language, d.Analyze = q.Language(), q.Analyze
+	}
+	if w, ok := Backend(zero).(TableWriter); ok {
+		d.WriteModes = w.WriteModes()
 	}
 	if c, ok := Backend(zero).(ColumnTyper); ok {
 		d.ColumnType = c.ColumnType

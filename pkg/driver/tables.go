@@ -61,14 +61,7 @@ type TableRead struct {
 }
 
 // A Condition compares a column with a value.
-type Condition struct {
-	Column string `json:"column"`
-	// Op is =, !=, <, <=, >, >=, like, in, is_null or not_null.
-	Op string `json:"op"`
-	// Value is a JSON value in the form of docs/types.md; an array for in; absent
-	// for the last two.
-	Value json.RawMessage `json:"value,omitempty"`
-}
+type Condition = record.Condition
 
 // A TablePart is a share of a table.
 type TablePart struct {
@@ -119,7 +112,14 @@ func (m WriteMode) Staged() bool { return m == Merge || m == Overwrite }
 
 // TableWriter writes typed rows to tables, each transaction with a checkpoint in
 // it, so that a repeated attempt can see what an earlier one has done.
+//
+// An engine without transactions over several rows keeps the contract by another
+// way: what it writes again has the effect of writing it once, whoever does so and
+// however late, and its rows may be seen before Commit.
 type TableWriter interface {
+	// WriteModes are the modes in which the engine's tables can be written. It is
+	// asked of the zero value too.
+	WriteModes() []WriteMode
 	// DescribeTable is TableReader's.
 	DescribeTable(ctx context.Context, t TableName) (TableShape, error)
 	// PlanTable says what PrepareTable would do, and what stands in the way of
@@ -163,6 +163,13 @@ type TableTarget struct {
 	KeepMissing bool `json:"keep_missing,omitempty"`
 	// Changes says that rows come from a stream of changes.
 	Changes bool `json:"changes,omitempty"`
+	// WriteTime and TTL name columns of the rows that are not stored as such: the
+	// time in microseconds since 1970 that a write counts as made at, and the
+	// seconds that its values live; null, or no column, is the engine's default.
+	// For engines that settle writes by time; of others it is a problem of
+	// PlanTable.
+	WriteTime string `json:"write_time,omitempty"`
+	TTL       string `json:"ttl,omitempty"`
 	// Run names the staging table.
 	Run string `json:"run"`
 }
@@ -200,7 +207,7 @@ type ColumnMapping struct {
 // A TableProblem is one thing that stands in the way of writing.
 type TableProblem struct {
 	// Code is stable: no_table, no_column, column_type, no_key, key_not_unique,
-	// not_null, generated, privilege, no_rows_of_mode.
+	// not_null, generated, privilege, no_rows_of_mode, mode, write_time.
 	Code    string `json:"code"`
 	Column  string `json:"column,omitempty"`
 	Message string `json:"message"`

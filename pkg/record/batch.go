@@ -1,6 +1,7 @@
 package record
 
 import (
+	"encoding/json"
 	"fmt"
 
 	"github.com/athena-pipelines/athena/pkg/cdc"
@@ -22,13 +23,31 @@ type Batch struct {
 // A Change is what is known of a row that comes from a stream of changes. Of a
 // delete the row has the columns of the key, the others are absent.
 type Change struct {
-	Op  cdc.Op // Insert, Update, Delete, Read or Truncate, whose row is empty
+	// Op is Insert, Update, Delete, Read; Truncate, whose row is empty; or
+	// DeletePartition or DeleteRange, whose rows have the columns of the key that
+	// are the same for all that is deleted.
+	Op  cdc.Op
 	Pos cdc.Position
 	// At is when it was committed, in microseconds since 1970 UTC; 0 is not known.
 	At int64
 	// Implied marks the delete that goes before an update which changed the key.
 	// It is a change for who keeps rows by key, and none for who keeps a log.
 	Implied bool
+	// Where says what a DeletePartition or DeleteRange deletes: the rows for which
+	// all of it holds. One change may come as several such deletes.
+	Where []Condition
+	// WriteTime and TTL are those of cdc.Change.
+	WriteTime, TTL int64
+}
+
+// A Condition compares a column with a value.
+type Condition struct {
+	Column string `json:"column"`
+	// Op is =, !=, <, <=, >, >=, like, in, is_null or not_null.
+	Op string `json:"op"`
+	// Value is a JSON value in the form of docs/types.md; an array for in; absent
+	// for the last two.
+	Value json.RawMessage `json:"value,omitempty"`
 }
 
 // New returns an empty batch with room for so many rows.

@@ -27,6 +27,11 @@ type tableTx struct {
 	failed error      // what ended the transaction
 }
 
+// WriteModes are all of them.
+func (*Backend) WriteModes() []driver.WriteMode {
+	return []driver.WriteMode{driver.Append, driver.Upsert, driver.Merge, driver.Overwrite}
+}
+
 // BeginTable begins a transaction. The target's columns stay as they are until
 // its end.
 func (b *Backend) BeginTable(ctx context.Context, t driver.TableTarget) (driver.TableTx, error) {
