@@ -365,6 +365,8 @@ type enabling struct {
 	TakeOver    bool                    `json:"take_over"`
 	InsertsOnly bool                    `json:"inserts_only"`
 	LocalOnly   bool                    `json:"local_only"`
+	Confidence  athena.Duration         `json:"confidence"`
+	Sweep       athena.Duration         `json:"sweep"`
 	Snapshot    changefeed.SnapshotMode `json:"snapshot"`
 	OnError     changefeed.ErrorPolicy  `json:"on_error"`
 	OnLoss      changefeed.LossPolicy   `json:"on_loss"`
@@ -380,6 +382,10 @@ const (
 	leastAge      = athena.Duration(time.Minute)
 	mostAge       = athena.Duration(10 * 366 * 24 * time.Hour)
 	leastBytes    = 1 << 20
+
+	leastConfidence = athena.Duration(100 * time.Millisecond)
+	mostConfidence  = athena.Duration(time.Hour)
+	mostSweep       = athena.Duration(24 * time.Hour)
 	mostName      = 63 // bytes of an engine's name
 )
 
@@ -395,7 +401,8 @@ func decodeCapture(c *gin.Context) (changefeed.Capture, error) {
 	b.Tables = slices.Compact(b.Tables)
 	want := changefeed.Capture{
 		Client: c.Param("client"), Tables: b.Tables, Slot: b.Slot, Publication: b.Publication,
-		TakeOver: b.TakeOver, InsertsOnly: b.InsertsOnly, LocalOnly: b.LocalOnly, Snapshot: b.Snapshot, OnError: b.OnError, OnLoss: b.OnLoss,
+		TakeOver: b.TakeOver, InsertsOnly: b.InsertsOnly, LocalOnly: b.LocalOnly,
+		Confidence: b.Confidence, Sweep: b.Sweep, Snapshot: b.Snapshot, OnError: b.OnError, OnLoss: b.OnLoss,
 		MaxAge: b.MaxAge, MaxBytes: b.MaxBytes, Pack: b.Pack, Purge: b.Purge,
 	}.WithDefaults()
 	refuse := func(field, format string, args ...any) (changefeed.Capture, error) {
@@ -412,6 +419,10 @@ func decodeCapture(c *gin.Context) (changefeed.Capture, error) {
 		return refuse("publication", "publication is %.80q; it must have 1 to %d bytes, and no control characters", want.Publication, mostName)
 	case want.Snapshot != changefeed.SnapshotInitial && want.Snapshot != changefeed.SnapshotNone:
 		return refuse("snapshot", "snapshot is %.40q; it must be initial or none", want.Snapshot)
+	case want.Confidence != 0 && (want.Confidence < leastConfidence || want.Confidence > mostConfidence):
+		return refuse("confidence", "confidence is %s; it must be between %s and %s, or 0 for the engine's default", want.Confidence, leastConfidence, mostConfidence)
+	case want.Sweep > 0 && (want.Sweep < leastConfidence || want.Sweep > mostSweep):
+		return refuse("sweep", "sweep is %s; it must be between %s and %s, 0 for the engine's default, or negative for none", want.Sweep, leastConfidence, mostSweep)
 	case want.OnError != changefeed.DeadLetter && want.OnError != changefeed.Stop:
 		return refuse("on_error", "on_error is %.40q; it must be dead_letter or stop", want.OnError)
 	case want.OnLoss != changefeed.Fail && want.OnLoss != changefeed.Resnapshot:

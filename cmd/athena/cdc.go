@@ -143,6 +143,8 @@ func engineFlags(cmd *cobra.Command, spec *sdk.CaptureSpec) {
 	f.BoolVar(&spec.TakeOver, "take-over", false, "use a slot and a publication that are there and that Athena did not make")
 	f.BoolVar(&spec.InsertsOnly, "inserts-only", false, "of tables without a usable replica identity, capture inserts alone")
 	f.BoolVar(&spec.LocalOnly, "local-only", false, "leave out changes that replication brought from elsewhere")
+	f.DurationVar((*time.Duration)(&spec.Confidence), "confidence", 0, "how old a change must be before it is read, where the log is not in order (ScyllaDB; default 30s)")
+	f.DurationVar((*time.Duration)(&spec.Sweep), "sweep", 0, "how far back late changes are looked for, where the log is not in order (ScyllaDB; default 10m, negative: not)")
 }
 
 func (p *program) cdcEnable() *cobra.Command {
@@ -153,8 +155,9 @@ func (p *program) cdcEnable() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "enable",
 		Short: "Have the changes of tables captured",
-		Long: `Has a worker make a publication and a replication slot at the source, read the rows
-that are there, and then store every committed change in the client's stream.
+		Long: `Has a worker prepare the source (in PostgreSQL a publication and a replication slot),
+read the rows that are there, and then store every committed change in the client's
+stream.
 
 Of a capture that is there it replaces all settings, the tables among them; athena cdc
 add and athena cdc remove change its tables and leave the rest as it is. A table that a
@@ -592,10 +595,31 @@ func (p *program) writeCapture(w io.Writer, fact func(string, string, ...any), c
 		}
 		fact("worker", "%s, heard %s, %s", st.Worker, ago(st.At), counted(int64(st.Restarts), "restart"))
 	}
+	if s := st.Streams; s != nil {
+		p.writeStreams(w, fact, s, st.Slot)
+		return
+	}
 	if s := st.Slot; s != nil {
 		fact("slot", "%s: %s, active %t, %s of log kept", s.Slot, cmp.Or(s.Invalidated, s.WALStatus), s.Active, size(uint64(max(s.Retained, 0))))
 	} else {
 		fact("slot", "%s", c.Slot)
 	}
 	fact("publication", "%s", c.Publication)
+}
+
+// writeStreams tells of a log of many streams.
+func (p *program) writeStreams(w io.Writer, fact func(string, string, ...any), s *driver.StreamLag, log *driver.ChangeHealth) {
+	fact("log", "%s, complete up to %s, read when %s old", counted(int64(s.Streams), "stream"), ago(s.Complete), s.Confidence)
+	switch {
+	case s.Sweep <= 0:
+		fact("late", "not looked for")
+	default:
+		fact("late", "%s; looked for %s back", counted(int64(s.Late), "change"), s.Sweep)
+	}
+	if log != nil && !log.Expires.IsZero() {
+		fact("expires", "what is not read yet leaves the log %s", log.Expires.UTC().Format(time.RFC3339))
+	}
+	for _, one := range s.Slowest {
+		fact("slowest", "%s %s, complete up to %s", one.Table, one.Stream, ago(one.Complete))
+	}
 }

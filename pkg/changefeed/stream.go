@@ -52,6 +52,70 @@ func (s *Store) end(ctx context.Context, stream jetstream.Stream) (End, error) {
 	return e, nil
 }
 
+// Positions hands over the positions of the changes that are kept behind one, in
+// order; of all that are kept if it is empty, or if what came next is no longer
+// kept. It sees every change that was stored before it was called. An error of fn
+// ends it and is returned.
+func (s *Store) Positions(ctx context.Context, client string, behind cdc.Position, fn func(cdc.Position) error) error {
+	info, err := s.streamInfo(ctx, client)
+	if err != nil || info == nil {
+		return err
+	}
+	from := place{seq: info.State.FirstSeq}
+	if behind != "" {
+		at, err := s.findCursor(ctx, client, info, behind)
+		switch {
+		case err == nil:
+			from = at
+		case athena.CodeOf(err) != athena.CodeCursorExpired:
+			return err
+		}
+	}
+	end, err := s.bus.LastMsg(ctx, info.Config.Name, ">")
+	if errors.Is(err, bus.ErrNoMessage) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for seq := from.seq; seq <= end.Sequence; {
+		raws, err := s.bus.Read(ctx, info.Config.Name, seq, positionsAtOnce, 4<<20)
+		if err != nil {
+			return err
+		}
+		if len(raws) == 0 { // a replica that is behind, or the rest has aged out
+			if raws, err = s.oneFrom(ctx, info.Config.Name, seq); err != nil || len(raws) == 0 {
+				return err
+			}
+		}
+		for _, r := range raws {
+			seq = r.Sequence + 1
+			for line := range cdc.Lines(newMessage(r).data) {
+				if pos := PositionOf(line); pos > behind {
+					if err := fn(pos); err != nil {
+						return err
+					}
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// positionsAtOnce is how many messages Positions asks for at once.
+const positionsAtOnce = 1000
+
+func (s *Store) oneFrom(ctx context.Context, stream string, seq uint64) ([]bus.Raw, error) {
+	r, err := s.bus.MsgFrom(ctx, stream, seq)
+	if errors.Is(err, bus.ErrNoMessage) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return []bus.Raw{*r}, nil
+}
+
 // DropStream removes a client's stream and its large values. What is not there
 // is no error.
 func (s *Store) DropStream(ctx context.Context, client string) error {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/athena-pipelines/athena/pkg/athena"
 	"github.com/athena-pipelines/athena/pkg/cdc"
 )
 
@@ -242,8 +243,8 @@ type StreamLag struct {
 	Complete time.Time `json:"complete"`
 	// Confidence is how old a change is when it is read, at least; Sweep is how far
 	// back late ones are looked for, 0 if they are not.
-	Confidence time.Duration `json:"confidence_ns"`
-	Sweep      time.Duration `json:"sweep_ns"`
+	Confidence athena.Duration `json:"confidence"`
+	Sweep      athena.Duration `json:"sweep"`
 	// Swept is the time up to which late changes have been looked for.
 	Swept time.Time `json:"swept,omitzero"`
 	// Late counts the late changes that were found since the stream was opened.

@@ -37,6 +37,11 @@ type CaptureSpec struct {
 	InsertsOnly bool `json:"inserts_only,omitempty"`
 	// LocalOnly leaves out changes that replication brought from elsewhere.
 	LocalOnly bool `json:"local_only,omitempty"`
+	// Confidence is how old a change must be before it is read, and Sweep how far
+	// back late ones are looked for (negative: not), in engines whose log is not in
+	// order.
+	Confidence athena.Duration `json:"confidence,omitempty"`
+	Sweep      athena.Duration `json:"sweep,omitempty"`
 	// Snapshot is initial (the rows that are there come first) or none.
 	Snapshot string `json:"snapshot,omitempty"`
 	// OnError is dead_letter or stop: what becomes of a change that cannot be
@@ -101,6 +106,7 @@ type CaptureStatus struct {
 	ChangesPerSecond float64              `json:"changes_per_second"`
 	BytesPerSecond   float64              `json:"bytes_per_second"`
 	SpilledBytes     int64                `json:"spilled_bytes"`
+	Streams          *driver.StreamLag    `json:"streams,omitempty"`
 	Slot             *driver.ChangeHealth `json:"slot,omitempty"`
 	Snapshots        []Snapshot           `json:"snapshots,omitempty"`
 	Restarts         int                  `json:"restarts"`

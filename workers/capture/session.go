@@ -145,7 +145,7 @@ func (s *session) adapt(ctx context.Context) (gaps, unread []driver.TableName, e
 	if slices.Equal(s.origin.Tables, s.capture.Tables) && s.origin.InsertsOnly == s.capture.InsertsOnly && !(wanted && len(s.origin.Unread) > 0) {
 		return nil, nil, nil
 	}
-	s.status.set(changefeed.Starting, "changes the publication")
+	s.status.set(changefeed.Starting, "prepares the source for other tables")
 	if err := s.source.PrepareChanges(ctx, s.capture.Setup()); err != nil {
 		return nil, nil, err
 	}
@@ -228,7 +228,7 @@ const headerRoom = 4 << 10
 
 // begin makes the place in the source's log and stores where it is.
 func (s *session) begin(ctx context.Context, end changefeed.End) (driver.ChangeSnapshot, error) {
-	s.status.set(changefeed.Starting, "makes publication and slot")
+	s.status.set(changefeed.Starting, "prepares the source")
 	setup := s.capture.Setup()
 	if err := s.source.PrepareChanges(ctx, setup); err != nil {
 		return nil, err
@@ -266,7 +266,7 @@ func (s *session) follow(ctx context.Context, last cdc.Position, confirmed strin
 	after := max(last, s.Position())
 	stream, err := s.source.OpenChanges(ctx, driver.ChangeConfig{
 		ChangeSetup: s.capture.Setup(), Source: s.origin.Source, After: after, Confirmed: confirmed,
-		Confirming: s.confirming, Version: s.versions.number,
+		Confirming: s.confirming, Version: s.versions.number, Stored: s.stored,
 		NoStreaming: s.noStream, SpillDir: filepath.Join(s.SpillDir, s.capture.Client), SpillMemory: s.SpillMemory, SpillMost: s.SpillMost,
 	})
 	if err != nil {
@@ -301,6 +301,11 @@ func (s *session) confirming(ctx context.Context, mark string) error {
 			o.Last, o.Sequence = g.last, g.seq
 		}
 	})
+}
+
+// stored tells the source what the stream has of it.
+func (s *session) stored(ctx context.Context, behind cdc.Position, fn func(cdc.Position) error) error {
+	return s.store.Positions(ctx, s.capture.Client, behind, fn)
 }
 
 // noteStored is called when a group is stored: only now may the source forget it

@@ -121,6 +121,10 @@ func (s *status) report(now time.Time, lag *driver.ChangeLag) changefeed.Status 
 	if st.Slot != nil {
 		st.LagBytes = st.Slot.Lag
 	}
+	st.Streams = nil
+	if lag != nil {
+		st.Streams = lag.Streams
+	}
 	switch {
 	case lag == nil:
 		if st.LagBytes > 0 && !s.committed.IsZero() {

@@ -333,7 +333,7 @@ func (r *runner) await(ctx context.Context, d time.Duration, c changefeed.Captur
 
 // remove takes back what the capture made at the source, and the capture.
 func (s *session) remove(ctx context.Context) error {
-	s.status.set(changefeed.Removing, "drops slot and publication")
+	s.status.set(changefeed.Removing, "removes what was made at the source")
 	if err := s.source.DropChanges(ctx, s.capture.Setup()); err != nil {
 		return err
 	}

@@ -29,6 +29,7 @@ func (r *run) attempt(ctx context.Context, call dispatch.Call, b backend, ask bo
 	tracked, tracks := b.(driver.TrackedQuerier)
 	e := &execution{run: r, call: call, b: b, stmt: driver.Statement{
 		Text: r.job.Query, Params: r.job.Params, Timeout: r.job.Timeout.Std(),
+		WriteTime: r.job.SubmittedAt, // of every attempt
 	}}
 	switch {
 	case text.Effect == driver.Refused:

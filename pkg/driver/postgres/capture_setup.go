@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -35,6 +36,12 @@ func defaultName(client string) string { return "athena_" + strings.ReplaceAll(c
 
 // checkNames refuses what the server would refuse, or cut off without an error.
 func checkNames(s driver.ChangeSetup) error {
+	if s.Confidence != 0 {
+		return inOrder("confidence", s.Confidence)
+	}
+	if s.Sweep != 0 {
+		return inOrder("sweep", s.Sweep)
+	}
 	if len(s.Slot) < 1 || len(s.Slot) > maxName || strings.Trim(s.Slot, "abcdefghijklmnopqrstuvwxyz0123456789_") != "" {
 		return athena.Errorf(athena.CodeInvalidRequest, "slot %.80q cannot be a slot's name; PostgreSQL allows 1 to %d of the characters a-z, 0-9 and _", s.Slot, maxName).At("slot")
 	}
@@ -42,6 +49,10 @@ func checkNames(s driver.ChangeSetup) error {
 		return athena.Errorf(athena.CodeInvalidRequest, "publication %.80q is %d bytes long; give it a name of 1 to %d bytes", s.Publication, len(s.Publication), most).At("publication")
 	}
 	return nil
+}
+
+func inOrder(field string, d time.Duration) error {
+	return athena.Errorf(athena.CodeInvalidRequest, "%s is %s, and PostgreSQL's log is in order and complete: there is nothing to wait for or to look back at; leave it out", field, d).At(field)
 }
 
 // A publication is one as the server has it.
