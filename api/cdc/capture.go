@@ -386,7 +386,7 @@ const (
 	leastConfidence = athena.Duration(100 * time.Millisecond)
 	mostConfidence  = athena.Duration(time.Hour)
 	mostSweep       = athena.Duration(24 * time.Hour)
-	mostName      = 63 // bytes of an engine's name
+	mostName        = 63 // bytes of an engine's name
 )
 
 // decodeCapture reads what is wanted, with its defaults and its tables in order.
