@@ -3,10 +3,8 @@ package s3
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"net"
 	"net/http"
-	"os"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -77,26 +75,5 @@ func tlsConfig(t *athena.TLS, environment aws.Config) (*tls.Config, error) {
 		}
 		return nil, nil
 	}
-	cfg := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: t.ServerName, InsecureSkipVerify: t.SkipVerify}
-	if t.CAFile != "" {
-		pem, err := os.ReadFile(t.CAFile)
-		if err != nil {
-			return nil, athena.Wrap(athena.CodeBackendUnavailable, err, "the file of connection.tls.ca_file cannot be read on this process").At("connection.tls.ca_file")
-		}
-		cfg.RootCAs = x509.NewCertPool()
-		if !cfg.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, athena.Errorf(athena.CodeInvalidRequest, "connection.tls.ca_file holds no certificate in PEM").At("connection.tls.ca_file")
-		}
-	}
-	switch {
-	case (t.CertFile == "") != (t.KeyFile == ""):
-		return nil, athena.Errorf(athena.CodeInvalidRequest, "connection.tls.cert_file and connection.tls.key_file go together; give both or neither").At("connection.tls.cert_file")
-	case t.CertFile != "":
-		cert, err := tls.LoadX509KeyPair(t.CertFile, t.KeyFile)
-		if err != nil {
-			return nil, athena.Wrap(athena.CodeBackendUnavailable, err, "the certificate of connection.tls.cert_file and its key cannot be used on this process").At("connection.tls.cert_file")
-		}
-		cfg.Certificates = []tls.Certificate{cert}
-	}
-	return cfg, nil
+	return t.Load()
 }

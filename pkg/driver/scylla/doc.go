@@ -6,7 +6,3 @@
 // out as ScyllaDB documents it.
 package scylla
 
-import (
-	_ "github.com/gocql/gocql"
-	_ "github.com/scylladb/scylla-cdc-go"
-)

@@ -1,0 +1,169 @@
+package scylla
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"strconv"
+	"time"
+
+	"github.com/gocql/gocql"
+
+	"github.com/athena-pipelines/athena/pkg/athena"
+	"github.com/athena-pipelines/athena/pkg/driver"
+)
+
+var _ driver.Backend = (*Backend)(nil)
+
+// Backend is a session with one cluster: some connections to each of its nodes,
+// and one that hears of changes of the ring and of the schema.
+type Backend struct {
+	session *gocql.Session
+	conn    athena.ScyllaConn
+}
+
+// Driver opens ScyllaDB backends.
+func Driver() driver.Driver { return driver.New(Open) }
+
+const (
+	defaultPort  = 9042
+	defaultConns = 2
+	// connectTimeout bounds one step of making a connection: the dial, the
+	// handshake, each of the first requests.
+	connectTimeout = 5 * time.Second
+	// reconnectInterval is how often nodes that were lost are tried again.
+	reconnectInterval = 3 * time.Second
+	// pageSize is how many rows a page has; the next one is asked for when three
+	// quarters of it are read.
+	pageSize = 1000
+)
+
+// Open connects to a cluster and fails if it does not answer. The password must
+// be itself, not a reference to one.
+func Open(ctx context.Context, conn athena.ScyllaConn) (*Backend, error) {
+	cfg, err := clusterConfig(conn)
+	if err != nil {
+		return nil, err
+	}
+	// Not NewSession: that leaves behind what it had started when it fails.
+	session, err := gocql.NewSessionNonBlocking(*cfg)
+	if err != nil {
+		return nil, &unreachable{err}
+	}
+	ready := make(chan error, 1)
+	go func() { ready <- session.WaitUntilReady() }()
+	select {
+	case err = <-ready:
+		if err != nil {
+			session.Close()
+			return nil, &unreachable{err}
+		}
+	case <-ctx.Done():
+		// gocql cannot be told to stop; its own timeouts end what it does.
+		go func() {
+			<-ready
+			session.Close()
+		}()
+		return nil, ctx.Err()
+	}
+	b := &Backend{session: session, conn: conn}
+	if err := b.Ping(ctx); err != nil {
+		session.Close()
+		return nil, err
+	}
+	return b, nil
+}
+
+// clusterConfig is what gocql is told.
+func clusterConfig(conn athena.ScyllaConn) (*gocql.ClusterConfig, error) {
+	cfg := gocql.NewCluster()
+	for _, h := range conn.Hosts {
+		host, port, err := hostPort(h)
+		if err != nil {
+			return nil, err
+		}
+		cfg.Hosts = append(cfg.Hosts, net.JoinHostPort(host, strconv.Itoa(port)))
+		if cfg.Port == 0 {
+			cfg.Port = port // of the nodes that the contact points tell of
+		}
+	}
+	cfg.Keyspace = conn.Keyspace
+	cfg.Consistency = gocql.LocalQuorum
+	if conn.Consistency != "" {
+		if err := cfg.Consistency.UnmarshalText([]byte(conn.Consistency)); err != nil {
+			return nil, athena.Errorf(athena.CodeInvalidRequest, "connection.consistency %q is none", conn.Consistency).At("connection.consistency")
+		}
+	}
+	hosts := gocql.RoundRobinHostPolicy()
+	if conn.Datacenter != "" {
+		// What LOCAL_QUORUM means must not depend on which nodes answer.
+		hosts = gocql.DCAwareRoundRobinPolicy(conn.Datacenter, gocql.HostPolicyOptionDisableDCFailover)
+	}
+	cfg.PoolConfig.HostSelectionPolicy = gocql.TokenAwareHostPolicy(hosts)
+	if conn.Username != "" || !conn.Password.IsZero() {
+		cfg.Authenticator = gocql.PasswordAuthenticator{Username: conn.Username, Password: conn.Password.Reveal()}
+	}
+	if conn.TLS != nil {
+		protect, err := conn.TLS.Load()
+		if err != nil {
+			return nil, err
+		}
+		cfg.SslOpts = &gocql.SslOptions{Config: protect, EnableHostVerification: !conn.TLS.SkipVerify}
+	}
+	cfg.NumConns = conn.MaxConns
+	if cfg.NumConns == 0 {
+		cfg.NumConns = defaultConns
+	}
+	cfg.ProtoVersion = 4
+	cfg.ConnectTimeout = connectTimeout
+	cfg.ReconnectInterval = reconnectInterval
+	cfg.PageSize = pageSize
+	cfg.Logger = log.New(io.Discard, "", 0) // it would write to the standard error
+	return cfg, nil
+}
+
+// hostPort parts a contact point.
+func hostPort(s string) (host string, port int, err error) {
+	host, text, err := net.SplitHostPort(s)
+	if err != nil {
+		return s, defaultPort, nil
+	}
+	if port, err = strconv.Atoi(text); err != nil {
+		return "", 0, athena.Errorf(athena.CodeInvalidRequest, "connection.hosts names %q, which has no port", s).At("connection.hosts")
+	}
+	return host, port, nil
+}
+
+// Ping reports whether the cluster answers now.
+func (b *Backend) Ping(ctx context.Context) error {
+	var key string
+	return b.session.Query(`SELECT key FROM system.local WHERE key = 'local'`).Consistency(gocql.One).WithContext(ctx).Scan(&key)
+}
+
+// Classify says what an error means.
+func (b *Backend) Classify(err error) driver.Failure {
+	return driver.Failure{}
+}
+
+// Close closes all connections.
+func (b *Backend) Close(ctx context.Context) error {
+	done := make(chan struct{})
+	go func() {
+		b.session.Close()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("scylla: statements still run: %w", ctx.Err())
+	}
+}
+
+// unreachable is a failure to get a connection. It hides its cause from
+// errors.Is, because a dial that took too long is no deadline of the caller's.
+type unreachable struct{ cause error }
+
+func (e *unreachable) Error() string { return e.cause.Error() }
