@@ -37,7 +37,11 @@ func exported(t *testing.T) string {
 	m.WebhookTried("delivered")
 	m.Published("ATH_JOBS", time.Millisecond)
 	m.Captures(func() []telemetry.Capture {
-		return []telemetry.Capture{{Client: "shop", State: "snapshot", Slot: true, SnapshotTotal: 1}}
+		now := time.Now()
+		return []telemetry.Capture{
+			{Client: "shop", State: "snapshot", Slot: true, SnapshotTotal: 1},
+			{Client: "wide", State: "streaming", Streams: 1, Complete: now, Swept: now, Expires: now},
+		}
 	})
 	m.Pipelines(func() telemetry.Pipelines {
 		return telemetry.Pipelines{

@@ -38,7 +38,13 @@ func (a *app) captureFigures() []telemetry.Capture {
 			Changes: st.Changes, Bytes: st.Bytes, Rejected: st.Rejected, Restarts: st.Restarts, Spilled: st.Spilled,
 			Age: time.Since(st.At),
 		}
-		if st.Slot != nil {
+		switch {
+		case st.Streams != nil:
+			f.Streams, f.Complete, f.Swept, f.Late = st.Streams.Streams, st.Streams.Complete, st.Streams.Swept, st.Streams.Late
+			if st.Slot != nil {
+				f.Expires = st.Slot.Expires
+			}
+		case st.Slot != nil:
 			f.Slot, f.Retained, f.Safe = true, st.Slot.Retained, st.Slot.Safe
 		}
 		for _, p := range st.Snapshots {

@@ -19,8 +19,14 @@ type Capture struct {
 	Slot           bool
 	Retained, Safe int64         // of the source's log; Safe is -1 without a limit
 	Age            time.Duration // since its worker told
-	SnapshotRows   int64
-	SnapshotTotal  int64 // estimated; 0 if no snapshot runs
+	// Streams is how many streams a log has that is no single one; 0 for one that
+	// is, and then the next four are not known.
+	Streams           int
+	Complete, Expires time.Time // Expires is zero where the log waits
+	Swept             time.Time // zero where late changes are not looked for
+	Late              uint64
+	SnapshotRows      int64
+	SnapshotTotal     int64 // estimated; 0 if no snapshot runs
 }
 
 // Captures adds the figures of captures, which are asked for at each scrape.
@@ -49,6 +55,11 @@ var (
 	captureSpilled  = captureDesc("spilled_bytes", "Open transactions on the worker's disk.")
 	captureRetained = captureDesc("slot_retained_bytes", "Log that the source keeps for a capture.")
 	captureSafe     = captureDesc("slot_safe_bytes", "Log that may still be written before the source gives the slot up; none is told without a limit.")
+	captureStreams  = captureDesc("streams", "Streams of a log of many that are read.")
+	captureComplete = captureDesc("complete_age_seconds", "Age of the time up to which a log of many streams has been handed over.")
+	captureExpires  = captureDesc("expires_in_seconds", "Until the oldest change that is not confirmed leaves the source's log.")
+	captureSwept    = captureDesc("swept_age_seconds", "Age of the time up to which late changes have been looked for.")
+	captureLate     = captureDesc("late_total", "Late changes that were found since the worker opened the log.")
 	captureRows     = captureDesc("snapshot_rows", "Rows that the running snapshots have read.")
 	captureTotal    = captureDesc("snapshot_rows_expected", "Rows that the running snapshots are expected to have.")
 )
@@ -75,6 +86,19 @@ func (c *captures) Collect(to chan<- prometheus.Metric) {
 			tell(captureRetained, prometheus.GaugeValue, float64(f.Retained))
 			if f.Safe >= 0 {
 				tell(captureSafe, prometheus.GaugeValue, float64(f.Safe))
+			}
+		}
+		if f.Streams > 0 {
+			tell(captureStreams, prometheus.GaugeValue, float64(f.Streams))
+			tell(captureLate, prometheus.CounterValue, float64(f.Late))
+			if !f.Complete.IsZero() {
+				tell(captureComplete, prometheus.GaugeValue, time.Since(f.Complete).Seconds())
+			}
+			if !f.Swept.IsZero() {
+				tell(captureSwept, prometheus.GaugeValue, time.Since(f.Swept).Seconds())
+			}
+			if !f.Expires.IsZero() {
+				tell(captureExpires, prometheus.GaugeValue, time.Until(f.Expires).Seconds())
 			}
 		}
 		if f.SnapshotTotal > 0 {

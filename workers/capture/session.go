@@ -412,7 +412,7 @@ func causeOf(err error) (c changefeed.Cause, failed bool) {
 		c.Code = "spill_full"
 		c.Message = "there was no room for a transaction that is not yet committed; until the next restart such transactions wait at the source"
 	case errors.Is(err, bus.ErrFull):
-		c.Code, c.Message = "stream_full", "the stream is full; the source keeps its log until there is room"
+		c.Code, c.Message = "stream_full", "the stream is full; nothing is read from the source until there is room"
 	case errors.Is(err, bus.ErrWrongSequence):
 		c.Code, c.Message = "overtaken", "somebody else has written to the stream"
 	case errors.Is(err, bus.ErrAmbiguous), athena.CodeOf(err) == athena.CodeBusUnavailable:
@@ -438,6 +438,8 @@ var runbook = map[string]string{
 	"slot_missing":          "athena cdc disable, then enable: the rows are read anew; or enable with on_loss=resnapshot",
 	"slot_recreated":        "find out who uses the slot; then athena cdc disable and enable",
 	"slot_lost":             "raise max_slot_wal_keep_size; then athena cdc disable and enable, or on_loss=resnapshot",
+	"log_expired":           "athena cdc disable, then enable: the rows are read anew; or enable with on_loss=resnapshot; a longer ttl of the log bears a longer downtime",
+	"log_missing":           "switch the cdc option of the table on, then athena cdc disable and enable: the rows are read anew; or enable with on_loss=resnapshot",
 	"other_source":          "point the client at the database where the capture began, or disable and enable the capture with purge",
 	"publication_missing":   "athena cdc disable, then enable: the rows are read anew",
 	"table_unpublished":     "mend the publication (ALTER PUBLICATION … ADD TABLE), then athena cdc remove and athena cdc add with the table, which read its rows anew",
