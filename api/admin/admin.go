@@ -71,7 +71,7 @@ type Signer interface {
 	Sign(purpose string, data []byte) []byte
 }
 
-// Config is what the family works with. All fields but Captured must be set.
+// Config is what the family works with. All fields but InUse must be set.
 type Config struct {
 	Dispatcher *dispatch.Dispatcher
 	Clients    Clients
@@ -82,9 +82,9 @@ type Config struct {
 	// WebhookSecret is the secret, whsec_…, that signs the webhooks of a key's
 	// jobs.
 	WebhookSecret func(keyID string) string
-	// Captured reports whether a client's changes are captured. Such a client is
-	// not deleted: its slot would have its database keep its log for ever.
-	Captured func(client string) bool
+	// InUse is the reason for which a client must not be deleted now; nil if there
+	// is none.
+	InUse func(client string) error
 }
 
 // Family is the routes under /admin and /management.

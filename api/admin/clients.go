@@ -192,9 +192,11 @@ func (f *Family) deleteClient(c *gin.Context) {
 		envelope.Fail(c, err)
 		return
 	}
-	if f.cfg.Captured != nil && f.cfg.Captured(name) {
-		envelope.Fail(c, athena.Errorf(athena.CodeConflict, "the changes of client %q are captured; disable that first (POST /cdc/%s/disable, athena cdc disable), or its slot would have the database keep its log for ever", name, name))
-		return
+	if f.cfg.InUse != nil {
+		if err := f.cfg.InUse(name); err != nil {
+			envelope.Fail(c, err)
+			return
+		}
 	}
 	change := ops.Change{Action: "client.delete", Client: name, Details: ops.Details{Before: old.Lifecycle, Revision: old.Revision}}
 	if err := f.cfg.Audit.Do(ctx, change, func(ctx context.Context) error {

@@ -60,6 +60,20 @@ func (a *app) captureFigures() []telemetry.Capture {
 	return list
 }
 
+// inUse is the reason for which a client must not be deleted: what it holds at
+// its source would stay there, or runs would fail that nobody asked to end.
+func (a *app) inUse(client string) error {
+	if _, ok := a.changes.Capture(client); ok {
+		return athena.Errorf(athena.CodeConflict, "the changes of client %q are captured; disable that first (POST /cdc/%s/disable, athena cdc disable), or what it holds at the source would stay there", client, client)
+	}
+	for _, r := range a.runs.Live() {
+		if r.Source == client || r.Sink == client {
+			return athena.Errorf(athena.CodeConflict, "pipeline %s works with client %q now (run %s); stop it first (athena pipeline cancel %s)", r.Pipeline, client, r.ID, r.ID).With("run", r.ID)
+		}
+	}
+	return nil
+}
+
 // summaries tells webhooks how jobs ended.
 type summaries struct{ store *deferred.Store }
 

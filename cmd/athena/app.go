@@ -311,7 +311,7 @@ func (a *app) handler() (http.Handler, error) {
 			admin.New(admin.Config{
 				Dispatcher: road, Clients: a.catalog, Keys: a.keys, Audit: ops.NewAudit(a.broker.bus, a.log),
 				Dead: admin.NewDeadLetters(a.broker.bus), Cursors: a.keyring,
-				Captured:      func(client string) bool { _, ok := a.changes.Capture(client); return ok },
+				InUse:         a.inUse,
 				WebhookSecret: func(key string) string { return webhook.EncodeSecret(hooks{a.keyring}.Secret(key)) },
 			}),
 		},

@@ -138,6 +138,9 @@ sink: {client: shop, table: public.e2e_slow, create: true}
 	if text := p.stderr.String(); !strings.Contains(text, "athena pipeline cancel "+run.Run.ID) {
 		t.Errorf("it said %s", text)
 	}
+	if got := call(t, env, "", "client", "delete", "shop"); got.exit != exitConflict || !strings.Contains(got.stderr, run.Run.ID) {
+		t.Errorf("a client that a run works with is deleted: exit %d: %s", got.exit, got.stderr)
+	}
 	if got := call(t, env, "", "pipeline", "cancel", run.Run.ID); got.exit != exitOK {
 		t.Fatalf("exit %d: %s", got.exit, got.stderr)
 	}
