@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -173,11 +172,7 @@ func (s *Server) Session(t testing.TB) *gocql.Session {
 func (s *Server) Keyspace(t testing.TB) string {
 	t.Helper()
 	name := fmt.Sprintf("test_%d", shared.next.Add(1))
-	replicas := make([]string, len(s.nodes))
-	for i, n := range s.nodes {
-		replicas[i] = fmt.Sprintf("'%s': 1", n.datacenter)
-	}
-	s.Exec(t, fmt.Sprintf("CREATE KEYSPACE %s WITH replication = {'class': 'NetworkTopologyStrategy', %s}", name, strings.Join(replicas, ", ")))
+	s.Exec(t, "CREATE KEYSPACE "+name+" WITH replication = "+replication(s.nodes))
 	if len(s.nodes) == 1 { // a cluster of a test's own goes as a whole
 		t.Cleanup(func() { s.Exec(t, "DROP KEYSPACE "+name) })
 	}

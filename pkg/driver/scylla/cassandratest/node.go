@@ -69,7 +69,56 @@ func start(ctx context.Context, datacenters []string) (nodes []*node, err error)
 			return nodes, err
 		}
 	}
+	if len(nodes) > 1 {
+		return nodes, together(ctx, nodes)
+	}
 	return nodes, nil
+}
+
+// together waits until each node knows that all the others are there: they tell
+// each other by gossip, after CQL answers.
+func together(ctx context.Context, nodes []*node) error {
+	statements := []string{
+		"CREATE KEYSPACE IF NOT EXISTS together WITH replication = " + replication(nodes),
+		"CREATE TABLE IF NOT EXISTS together.t (k int PRIMARY KEY)",
+		"INSERT INTO together.t (k) VALUES (1)",
+	}
+	written := func(n *node) error {
+		session, err := n.connect(5 * time.Second)
+		if err != nil {
+			return err
+		}
+		defer session.Close()
+		for _, text := range statements {
+			if err := session.Query(text).Consistency(gocql.All).Exec(); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	for _, n := range nodes {
+		for {
+			err := written(n)
+			if err == nil {
+				break
+			}
+			select {
+			case <-ctx.Done():
+				return fmt.Errorf("cassandratest: %s does not see the others: %w", n.addr(), err)
+			case <-time.After(100 * time.Millisecond):
+			}
+		}
+	}
+	return nil
+}
+
+// replication is the option that gives each node's datacenter one replica.
+func replication(nodes []*node) string {
+	o := "{'class': 'NetworkTopologyStrategy'"
+	for _, n := range nodes {
+		o += fmt.Sprintf(", '%s': 1", n.datacenter)
+	}
+	return o + "}"
 }
 
 // spawn starts the program. Linux ties the signal that a child gets on its
