@@ -67,6 +67,9 @@ type follower struct {
 // ends it. It returns errUnwanted, by its context, when the run is to end; what
 // was read by then has taken effect.
 func (l *leader) follow(ctx context.Context, attempt *int) error {
+	if err := l.sole(ctx); err != nil {
+		return err
+	}
 	if l.job.run.State == runs.Queued {
 		if _, err := l.become(ctx, runs.Starting, nil, "led by worker %s", l.ID); err != nil {
 			return err
@@ -85,6 +88,18 @@ func (l *leader) follow(ctx context.Context, attempt *int) error {
 		f.attempt = attempt
 		f.changes = source.Changes{Store: l.Changes, Client: s.Client, Types: l.Drivers[client.Engine()].ColumnType}
 		return f.run(ctx)
+	})
+}
+
+// sole fails if another run follows the pipeline's source now: it was started
+// while somebody had this one go on.
+func (l *leader) sole(ctx context.Context) error {
+	return l.Store.Claim(ctx, l.job.run.PipelineID, func(st *runs.Standing) error {
+		if st.Stream != "" && st.Stream != l.id {
+			return athena.Errorf(athena.CodeConflict, "run %s follows the source of this pipeline now; there is one at most", st.Stream).With("run", st.Stream)
+		}
+		st.Stream = l.id
+		return nil
 	})
 }
 
