@@ -51,7 +51,7 @@ func TestCassandraRefusesAWrongPassword(t *testing.T) {
 	}
 }
 
-func TestOneDatacenterOfTwoCanBeLost(t *testing.T) {
+func TestCassandraCanLoseOneDatacenterOfTwo(t *testing.T) {
 	t.Parallel()
 	s := cassandratest.StartCluster(t, "east", "west")
 	ks := s.Keyspace(t)

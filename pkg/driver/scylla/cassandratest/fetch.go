@@ -18,6 +18,16 @@ const (
 	plugin   = "org.apache.maven.plugins:maven-dependency-plugin:3.6.0:copy-dependencies"
 )
 
+// Fetch makes sure that Start can start: that the server's jars are there, fetched
+// if they were not, and a Java to run them.
+func Fetch(ctx context.Context) error {
+	if _, err := findJava(ctx); err != nil {
+		return err
+	}
+	_, err := fetch(ctx)
+	return err
+}
+
 // fetch returns the directory of the server's jars, after having Maven fetch them
 // if they are not there. Checksums that do not fit fail it.
 func fetch(ctx context.Context) (dir string, err error) {
