@@ -365,8 +365,11 @@ func TestRunsAreListedAndShown(t *testing.T) {
 
 	// As its workers tell.
 	ctx := t.Context()
+	if _, err := w.Runs.Change(ctx, ids[0], func(r *runs.Run) error { r.Made, r.Set = true, "one"; return nil }); err != nil {
+		t.Fatal(err)
+	}
 	for n, s := range []runs.TaskState{runs.TaskDone, runs.TaskRunning, runs.TaskQueued} {
-		if _, err := w.Runs.PutTask(ctx, runs.Task{Run: ids[0], N: n, State: s, Fault: &runs.Cause{Code: athena.CodeTimeout, Message: "slow"}}); err != nil {
+		if _, err := w.Runs.PutTask(ctx, runs.Task{Run: ids[0], Set: "one", N: n, State: s, Fault: &runs.Cause{Code: athena.CodeTimeout, Message: "slow"}}); err != nil {
 			t.Fatal(err)
 		}
 	}

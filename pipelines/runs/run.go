@@ -126,8 +126,10 @@ type Run struct {
 
 	// Tasks is how many there are, once they are made.
 	Tasks int `json:"tasks,omitempty"`
-	// Made says that all tasks are made.
-	Made bool `json:"made,omitempty"`
+	// Made says that all tasks are made; Set names those that are the run's. A
+	// leader that came too late may have made others.
+	Made bool   `json:"made,omitempty"`
+	Set  string `json:"set,omitempty"`
 	// Taken counts how often the run was taken up after its tasks were made: what
 	// became of an attempt that began before is no word on it.
 	Taken int `json:"taken,omitempty"`
@@ -233,7 +235,8 @@ const (
 // sink; what it was when it was killed is done again.
 type Task struct {
 	Run  string     `json:"run"`
-	N    int        `json:"n"` // from 0
+	Set  string     `json:"set"` // of its leader; see Run
+	N    int        `json:"n"`   // from 0
 	Part stage.Part `json:"part"`
 
 	State   TaskState `json:"state"`

@@ -24,7 +24,7 @@ const (
 	keyStanding   = "standing." // id of the pipeline
 	keyRun        = "run."      // id
 	keyProgress   = "progress." // id of the run
-	keyTask       = "task."     // id of the run, number
+	keyTask       = "task."     // id of the run, set, number
 	keyCursor     = "cursor."   // id of the pipeline
 )
 
@@ -250,10 +250,12 @@ func (s *Store) Forget(ctx context.Context, r Run) error {
 	return s.docs.Remove(ctx, keyRun+r.ID)
 }
 
-// ForgetTasks removes the tasks of a run that is over.
+// ForgetTasks removes the tasks of a run that is over, those of all sets.
 func (s *Store) ForgetTasks(ctx context.Context, run string) error {
-	for _, t := range s.Tasks(run) {
-		if err := s.docs.Remove(ctx, taskKey(run, t.N)); err != nil {
+	var keys []string
+	s.docs.Each(keyTask+run+".", func(key string, _ uint64, _ []byte) { keys = append(keys, key) })
+	for _, key := range keys {
+		if err := s.docs.Remove(ctx, key); err != nil {
 			return err
 		}
 	}
@@ -271,29 +273,24 @@ func (s *Store) PutProgress(ctx context.Context, p Progress) error {
 	return s.docs.Set(ctx, keyProgress+p.Run, p)
 }
 
-// Tasks lists the tasks of a run.
+// Tasks lists the tasks of a run; none until all of them are made.
 func (s *Store) Tasks(run string) []Task {
-	return documents.List(s.docs, keyTask+run+".", func(t *Task, rev uint64) { t.Revision = rev })
-}
-
-// Task returns a task as it is stored now; false if there is none.
-func (s *Store) Task(ctx context.Context, run string, n int) (Task, bool, error) {
-	t, rev, ok, err := documents.Get[Task](ctx, s.docs, taskKey(run, n))
-	t.Revision = rev
-	return t, ok, err
+	r, ok := s.Load(run)
+	if !ok || !r.Made {
+		return nil
+	}
+	return documents.List(s.docs, keyTask+run+"."+r.Set+".", func(t *Task, rev uint64) { t.Revision = rev })
 }
 
 // PutTask stores t over the revision that it has; 0 is a new task. A conflict
 // error says that somebody else has it.
 func (s *Store) PutTask(ctx context.Context, t Task) (Task, error) {
-	rev, err := s.docs.Put(ctx, taskKey(t.Run, t.N), t, t.Revision)
+	rev, err := s.docs.Put(ctx, fmt.Sprintf("%s%s.%s.%06d", keyTask, t.Run, t.Set, t.N), t, t.Revision)
 	if err == nil {
 		t.Revision = rev
 	}
 	return t, err
 }
-
-func taskKey(run string, n int) string { return fmt.Sprintf("%s%s.%06d", keyTask, run, n) }
 
 // Cursor returns how far a stream is, as it is stored now; the zero Cursor if it
 // has not begun.

@@ -4,6 +4,8 @@ import (
 	"context"
 	"time"
 
+	"github.com/nats-io/nuid"
+
 	"github.com/athena-pipelines/athena/pipelines/runs"
 	"github.com/athena-pipelines/athena/pipelines/stage"
 	"github.com/athena-pipelines/athena/pkg/athena"
@@ -49,20 +51,18 @@ func (l *leader) prepare(ctx context.Context) error {
 		return err
 	}
 	crashpoint.Here(crashpoint.RunPrepared)
-	if err := l.Store.Sync(ctx); err != nil {
-		return err
-	}
-	if err := l.Store.ForgetTasks(ctx, l.job.run.ID); err != nil { // of a leader that died
-		return err
-	}
+	set := nuid.Next() // what another leader made, or makes yet, is left alone
 	for n, p := range parts {
-		if _, err := l.Store.PutTask(ctx, runs.Task{Run: l.job.run.ID, N: n, Part: p, State: runs.TaskQueued}); err != nil {
+		if _, err := l.Store.PutTask(ctx, runs.Task{Run: l.job.run.ID, Set: set, N: n, Part: p, State: runs.TaskQueued}); err != nil {
 			return err
 		}
 		crashpoint.Here(crashpoint.RunTasks)
 	}
 	_, err = l.Store.Change(ctx, l.job.run.ID, func(run *runs.Run) error {
-		run.Made, run.Tasks, run.Schema, run.State, run.Cause = true, len(parts), schema, runs.Running, nil
+		if run.Made { // by another leader
+			return errUnwanted
+		}
+		run.Made, run.Set, run.Tasks, run.Schema, run.State, run.Cause = true, set, len(parts), schema, runs.Running, nil
 		run.Expected = l.job.run.Expected
 		for _, n := range news {
 			run.Log("%s", n)

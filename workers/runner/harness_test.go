@@ -342,6 +342,11 @@ func (d *deployment) resubmit(r runs.Run, change func(*runs.Run)) runs.Run {
 		Key: r.Key, Source: r.Source, Sink: r.Sink, Want: runs.WantRun, State: runs.Queued, CreatedAt: time.Now(), Parallel: r.Parallel,
 	}
 	change(&n)
+	if n.Kind == runs.Stream { // as who starts it does
+		if err := d.store.Remember(d.t.Context(), n.PipelineID, func(st *runs.Standing) { st.Stream = n.ID }); err != nil {
+			d.t.Fatal(err)
+		}
+	}
 	n, err := d.store.Put(d.t.Context(), n)
 	if err != nil {
 		d.t.Fatal(err)
