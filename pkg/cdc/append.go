@@ -24,8 +24,8 @@ func NewEncoder(client string) *Encoder {
 // memory but dst's. Fields come in the order of Change, whose Client is not
 // looked at; readers of Athena's own streams may rely on pos and op being first.
 //
-// Positions must be valid, the op one of Ops, and Key, Before and After JSON
-// objects without line breaks.
+// Positions must be valid, the op one of Ops, and Key, Before, After, Delta and
+// Range JSON objects without line breaks.
 func (e *Encoder) Append(dst []byte, c *Change) []byte {
 	dst = append(dst, `{"pos":"`...)
 	dst = append(dst, c.Pos...)
@@ -48,6 +48,13 @@ func (e *Encoder) Append(dst []byte, c *Change) []byte {
 		}
 		dst = append(dst, ']')
 	}
+	dst = appendRaw(dst, `,"delta":`, c.Delta)
+	dst = appendRaw(dst, `,"range":`, c.Range)
+	dst = appendNumber(dst, `,"writetime":`, c.WriteTime)
+	dst = appendNumber(dst, `,"ttl":`, c.TTL)
+	if c.Late {
+		dst = append(dst, `,"late":true`...)
+	}
 	e.tail = 0
 	if t := c.Tx; t != nil {
 		dst = AppendString(append(dst, `,"tx":{"id":`...), t.ID)
@@ -63,10 +70,7 @@ func (e *Encoder) Append(dst []byte, c *Change) []byte {
 		dst = appendTime(dst, t.At)
 		dst = append(dst, `"}`...)
 	}
-	if c.SchemaVersion != 0 {
-		dst = append(dst, `,"schema_version":`...)
-		dst = strconv.AppendInt(dst, int64(c.SchemaVersion), 10)
-	}
+	dst = appendNumber(dst, `,"schema_version":`, int64(c.SchemaVersion))
 	if c.Op == Schema {
 		dst = appendColumns(dst, c.Columns)
 	}
@@ -103,6 +107,13 @@ func appendRaw(dst []byte, name string, raw json.RawMessage) []byte {
 		return dst
 	}
 	return append(append(dst, name...), raw...)
+}
+
+func appendNumber(dst []byte, name string, n int64) []byte {
+	if n == 0 {
+		return dst
+	}
+	return strconv.AppendInt(append(dst, name...), n, 10)
 }
 
 func appendBase64(dst, content []byte) []byte {

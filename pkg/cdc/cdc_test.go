@@ -58,6 +58,8 @@ func change() *rapid.Generator[Change] {
 			Pos: position().Draw(t, "pos"), Op: rapid.SampledFrom(Ops()).Draw(t, "op"), Client: text().Draw(t, "client"),
 			Schema: text().Draw(t, "schema"), Table: text().Draw(t, "table"),
 			Key: object().Draw(t, "key"), Before: object().Draw(t, "before"), After: object().Draw(t, "after"),
+			Delta: object().Draw(t, "delta"), Range: object().Draw(t, "range"),
+			WriteTime: rapid.Int64().Draw(t, "writetime"), TTL: rapid.Int64().Draw(t, "ttl"), Late: rapid.Bool().Draw(t, "late"),
 			SchemaVersion: rapid.IntRange(0, 1<<31-1).Draw(t, "version"),
 		}
 		if names := rapid.SliceOfN(text(), 0, 3).Draw(t, "unchanged"); len(names) > 0 {
@@ -142,6 +144,31 @@ func TestTheEnvelopeIsTheDocumentedOne(t *testing.T) {
 		`"tx":{"id":"771","pos":"0000000001B3A2F8","n":3,"last":true,"at":"2026-11-22T10:00:00.123456Z"},"schema_version":2}`
 	if got := string(NewEncoder("shop").Append(nil, &c)); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
+	}
+}
+
+func TestTheEnvelopeOfAWideRowIsTheDocumentedOne(t *testing.T) {
+	t.Parallel()
+	tx := &Transaction{ID: "AB.CD", Pos: "0.AB.CD", N: 1, Last: true, At: time.Date(2026, 11, 22, 10, 0, 0, 123456000, time.UTC)}
+	for want, c := range map[string]Change{
+		`{"pos":"0.AB.CD.01","op":"update","client":"shop","schema":"shop","table":"carts","key":{"cart":7,"item":1},"after":{"cart":7,"item":1,"amount":2},` +
+			`"unchanged":["note"],"delta":{"tags":{"add":["new"],"remove":["old"]}},"writetime":1795341600123456,"ttl":60,"late":true,` +
+			`"tx":{"id":"AB.CD","pos":"0.AB.CD","n":1,"last":true,"at":"2026-11-22T10:00:00.123456Z"},"schema_version":1}`: {
+			Pos: "0.AB.CD.01", Op: Update, Schema: "shop", Table: "carts", Key: json.RawMessage(`{"cart":7,"item":1}`), After: json.RawMessage(`{"cart":7,"item":1,"amount":2}`),
+			Unchanged: []string{"note"}, Delta: json.RawMessage(`{"tags":{"add":["new"],"remove":["old"]}}`),
+			WriteTime: 1795341600123456, TTL: 60, Late: true, Tx: tx, SchemaVersion: 1,
+		},
+		`{"pos":"0.AB.CD.01","op":"delete_range","client":"shop","schema":"shop","table":"carts","key":{"cart":7},` +
+			`"range":{"from":{"key":{"item":1},"inclusive":true},"to":{"key":{"item":9},"inclusive":false}},"writetime":1795341600123456,` +
+			`"tx":{"id":"AB.CD","pos":"0.AB.CD","n":1,"last":true,"at":"2026-11-22T10:00:00.123456Z"},"schema_version":1}`: {
+			Pos: "0.AB.CD.01", Op: DeleteRange, Schema: "shop", Table: "carts", Key: json.RawMessage(`{"cart":7}`),
+			Range:     json.RawMessage(`{"from":{"key":{"item":1},"inclusive":true},"to":{"key":{"item":9},"inclusive":false}}`),
+			WriteTime: 1795341600123456, Tx: tx, SchemaVersion: 1,
+		},
+	} {
+		if got := NewEncoder("shop").Append(nil, &c); string(got) != want {
+			t.Errorf("got  %s\nwant %s", got, want)
+		}
 	}
 }
 
@@ -295,6 +322,7 @@ func TestNothingIsAllocatedForAChange(t *testing.T) {
 	for _, op := range Ops() {
 		c := sample()
 		c.Op, c.Columns, c.Content = op, []Column{{"id", "int8", true}}, []byte("x")
+		c.Delta, c.Range, c.WriteTime, c.TTL, c.Late = c.Key, c.Key, 1795341600123456, 60, true
 		if n := testing.AllocsPerRun(100, func() { dst = e.MarkLast(e.Append(dst[:0], c)) }); n != 0 {
 			t.Errorf("%s: %v allocations", op, n)
 		}
@@ -309,7 +337,7 @@ func TestNothingIsAllocatedForAChange(t *testing.T) {
 		}
 	}
 	c := sample()
-	c.Unchanged = nil
+	c.Unchanged, c.WriteTime, c.TTL, c.Late = nil, 1795341600123456, 60, true
 	line := e.Append(nil, c)
 	var into Change
 	if n := testing.AllocsPerRun(100, func() { _ = Decode(line, &into) }); n != 0 {
@@ -376,6 +404,8 @@ func FuzzDecode(f *testing.F) {
 	f.Add(NewEncoder("shop").Append(nil, sample()))
 	f.Add([]byte(`{"pos":"A.1","op":"schema","columns":[{"name":"id","type":"int4","key":true}],"x":[1e9,-0,null,"\ud800"]}`))
 	f.Add([]byte(`{"pos":"A.1","op":"message","prefix":"p","content":"AQI="}`))
+	f.Add([]byte(`{"pos":"A.1","op":"update","key":{"pk":1},"after":{"pk":1},"delta":{"tags":{"add":["a"]}},"writetime":1795341600123456,"ttl":60,"late":true}`))
+	f.Add([]byte(`{"pos":"A.1","op":"delete_range","key":{"pk":1},"range":{"from":{"key":{"ck":1},"inclusive":true}},"writetime":-1}`))
 	f.Fuzz(func(t *testing.T, line []byte) {
 		var c, again Change
 		if Decode(line, &c) != nil {
@@ -384,7 +414,7 @@ func FuzzDecode(f *testing.F) {
 		if !json.Valid(line) || bytes.ContainsAny(line, "\r\n") {
 			t.Fatalf("%q was taken", line)
 		}
-		for _, raw := range []json.RawMessage{c.Key, c.Before, c.After} {
+		for _, raw := range []json.RawMessage{c.Key, c.Before, c.After, c.Delta, c.Range} {
 			if raw != nil && (!json.Valid(raw) || raw[0] != '{') {
 				t.Fatalf("%q has the row %q", line, raw)
 			}

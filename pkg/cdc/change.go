@@ -46,19 +46,36 @@ type Change struct {
 	Key json.RawMessage `json:"key,omitempty"`
 	// Before has the columns of the old row that the engine logs: those of its
 	// identity, or all of them with REPLICA IDENTITY FULL. An update that left
-	// the identity as it was has none otherwise.
+	// the identity as it was has none otherwise. Of an engine with images of the
+	// rows before, it has the columns that the image has.
 	Before json.RawMessage `json:"before,omitempty"`
-	After  json.RawMessage `json:"after,omitempty"`
-	// Unchanged names columns whose large value was not logged since the update
-	// did not touch it. They are absent from After.
+	// After has the columns of the new row that are known: all that are neither in
+	// Unchanged nor in Delta. An insert or update without After has only its key
+	// known: the engine does not log what was written. A row that is shared by a
+	// partition has its columns alone, and Key those of the partition.
+	After json.RawMessage `json:"after,omitempty"`
+	// Unchanged names columns that the change did not touch and that the engine
+	// therefore did not log: large values of an update; of an engine that logs what
+	// was written, also those of an insert that goes over a row. They are absent
+	// from After.
 	Unchanged []string `json:"unchanged,omitempty"`
 	// Delta has, by column, what an update did to a part of a collection or of a
 	// user-defined type whose whole value the engine does not log. Such a column
 	// is absent from After, and not among Unchanged.
+	//
+	//	a set           {"add":[…],"remove":[…]}
+	//	a map           {"put":{…},"remove":[keys]}
+	//	a list          {"append":[{"key":…,"value":…}],"remove":[keys]}
+	//	a type of users {"set":{…},"unset":[names]}
+	//
+	// Elements of a list have keys of their own, which no query shows; they stand in
+	// the order of these, and append replaces one whose key is there.
 	Delta json.RawMessage `json:"delta,omitempty"`
 	// Range has the bounds of op delete_range, within the partition that Key names:
 	// {"from":{"key":{…},"inclusive":true},"to":{…}}, in the order of the columns'
-	// values. A bound that is absent is open.
+	// values. A bound that is absent is open. It names the first columns of the
+	// clustering key, and bounds compare one column after the other: a row lies on a
+	// bound if it has those columns' values, and is deleted then if it is inclusive.
 	Range json.RawMessage `json:"range,omitempty"`
 	// WriteTime is the time in microseconds since 1970 by which the engine itself
 	// settles which of two writes is the later one, where it does so. TTL is how

@@ -3,6 +3,7 @@ package cdc
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -20,6 +21,8 @@ import (
 //   - transaction.id is the transaction's id and that LSN with a colon between.
 //     How many changes of the same table came before is not known from one
 //     change: data_collection_order is left out.
+//   - A change that did not come from PostgreSQL has the connector "athena", no
+//     LSN, and no number of a transaction.
 //   - source.ts_ms and its kin are the time of the commit, and for a change
 //     without a transaction the time at which the event is made; the ts_ms that
 //     stands outside of source is always that one.
@@ -29,7 +32,9 @@ import (
 //   - An update that changes the key is one event of op u with the old key in
 //     before: there is no record's key for which a deletion would be written.
 //   - A change of columns is left out. Deletions that cover more than one row
-//     have no form and are refused.
+//     have no form and are refused, and so are changes of which parts of a value
+//     or only the key are known: a reader would take what is absent for
+//     unchanged.
 type debezium struct {
 	change Change
 	now    func() time.Time
@@ -65,6 +70,12 @@ func (e *debezium) Append(dst, line []byte) ([]byte, error) {
 		return dst, nil
 	default:
 		return dst, fmt.Errorf("a change of op %s has no form in the envelope debezium", c.Op)
+	}
+	switch {
+	case c.Delta != nil:
+		return dst, errors.New("a change with a delta has no form in the envelope debezium; a log with the new rows has none (postimage: true)")
+	case c.After == nil && (op == 'c' || op == 'u' || op == 'r'):
+		return dst, fmt.Errorf("of a change of op %s only the key is known, which has no form in the envelope debezium", c.Op)
 	}
 	sep := byte('{')
 	if op != 'm' { // its value has another schema
@@ -122,7 +133,13 @@ func appendSource(dst []byte, c *Change, now time.Time) []byte {
 	if c.Tx != nil {
 		at = c.Tx.At
 	}
-	dst = AppendString(append(dst, `"source":{"version":"athena","connector":"postgresql","name":`...), c.Client)
+	lsn, logged := c.lsn()
+	connector := "athena"
+	if logged {
+		connector = "postgresql"
+	}
+	dst = append(append(dst, `"source":{"version":"athena","connector":"`...), connector...)
+	dst = AppendString(append(dst, `","name":`...), c.Client)
 	dst = append(dst, `,"snapshot":"`...)
 	dst = strconv.AppendBool(dst, c.Op == Read)
 	dst = AppendString(append(dst, `","db":`...), c.Client)
@@ -137,7 +154,7 @@ func appendSource(dst []byte, c *Change, now time.Time) []byte {
 		dst = append(dst, "null"...)
 	}
 	dst = append(dst, `,"lsn":`...)
-	if lsn, ok := c.lsn(); ok {
+	if logged {
 		dst = strconv.AppendUint(dst, lsn, 10)
 	} else {
 		dst = append(dst, "null"...)
@@ -176,10 +193,10 @@ func (c *Change) txID() (uint64, bool) {
 }
 
 // lsn is the LSN that the driver's positions of PostgreSQL begin with: 16 digits
-// in hex, before a dot.
+// in hex, before their only dot.
 func (c *Change) lsn() (uint64, bool) {
-	digits, _, ok := strings.Cut(string(c.Pos), ".")
-	if !ok || len(digits) != 16 {
+	digits, rest, ok := strings.Cut(string(c.Pos), ".")
+	if !ok || len(digits) != 16 || strings.Contains(rest, ".") {
 		return 0, false
 	}
 	lsn, err := strconv.ParseUint(digits, 16, 64)

@@ -26,7 +26,7 @@ func Lines(data []byte) iter.Seq[[]byte] {
 }
 
 // Decode reads one change in the athena envelope into c, all of whose fields it
-// sets. Key, Before and After become slices of line; other memory that c has is
+// sets. Key, Before, After, Delta and Range become slices of line; other memory that c has is
 // used again, so a caller that keeps a change decodes the next one into another.
 //
 // Members that it does not know are skipped. What it knows must be of the right
@@ -96,6 +96,16 @@ func (d *decoder) change(c *Change) error {
 			c.After, err = d.object()
 		case "unchanged":
 			c.Unchanged, err = d.texts(unchanged[:0])
+		case "delta":
+			c.Delta, err = d.object()
+		case "range":
+			c.Range, err = d.object()
+		case "writetime":
+			c.WriteTime, err = d.integer()
+		case "ttl":
+			c.TTL, err = d.integer()
+		case "late":
+			c.Late, err = d.boolean()
 		case "tx":
 			if c.Tx = tx; tx == nil {
 				c.Tx = new(Transaction)
@@ -333,6 +343,18 @@ func (d *decoder) count(bits int) (uint64, error) {
 		return 0, err
 	}
 	n, err := strconv.ParseUint(string(d.s[from:d.i]), 10, bits)
+	if err != nil {
+		return 0, errType
+	}
+	return n, nil
+}
+
+func (d *decoder) integer() (int64, error) {
+	from := d.i
+	if err := d.number(); err != nil {
+		return 0, err
+	}
+	n, err := strconv.ParseInt(string(d.s[from:d.i]), 10, 64)
 	if err != nil {
 		return 0, errType
 	}
