@@ -232,6 +232,7 @@ func (j *judgement) target(name driver.TableName) driver.TableTarget {
 	return driver.TableTarget{
 		Table: name, Mode: s.Mode, Key: j.Write.Key, Create: s.Create, Schema: j.chain.Schema(), Changes: j.p.Streams(), Run: "plan",
 		AddColumns: j.p.Schema.Columns == spec.Evolve, WidenTypes: j.p.Schema.Types == spec.Evolve,
+		WriteTime: s.WriteTime, TTL: s.TTL,
 	}
 }
 

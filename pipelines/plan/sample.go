@@ -153,7 +153,7 @@ func (j *judgement) sampleChanges(ctx context.Context) error {
 	}
 	defer reader.Close()
 	reader.Heartbeat = awaits
-	changes := &source.Changes{Store: j.Captures, Client: client, Types: j.types(j.source.Engine), Reader: reader}
+	changes := &source.Changes{Store: j.Captures, Client: client, Types: j.types(j.source.Engine), Sorts: j.Drivers[j.source.Engine].ColumnSorts, Reader: reader}
 	for j.Plan.Rows.Read < j.rows() {
 		chunk, err := changes.Next(ctx, j.rows(), func(u stage.Unread, _ cdc.Position) error { return j.unread(u) })
 		if err != nil {
@@ -185,7 +185,7 @@ func (j *judgement) take(b *record.Batch) error {
 		}
 	}
 	parts, err := chain.Apply(b, func(step, row int, cause error) {
-		dead := DeadRow{Stage: fmt.Sprintf("transforms[%d]", step), Reason: cause.Error()}
+		dead := DeadRow{Stage: transform.StageName(step), Reason: cause.Error()}
 		var re *transform.RowError
 		if errors.As(cause, &re) {
 			dead.Column = re.Column

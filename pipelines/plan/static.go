@@ -20,6 +20,7 @@ import (
 func (j *judgement) static(ctx context.Context) {
 	j.check(ctx, j.source, stage.SourceOp(j.p.Source))
 	j.check(ctx, j.sink, stage.SinkOp(j.p.Sink))
+	j.writes()
 	if j.p.Streams() {
 		j.capture()
 	}
@@ -52,6 +53,24 @@ func (j *judgement) check(ctx context.Context, s *Stage, op dispatch.Op) {
 		return
 	}
 	s.unknown(checked)
+}
+
+// writes refuses a mode in which the sink's engine cannot write: what no grant of a
+// capability could mend is said before what one could.
+func (j *judgement) writes() {
+	modes := j.Drivers[j.sink.Engine].WriteModes
+	if j.p.Sink.Table == "" || len(modes) == 0 || slices.Contains(modes, j.p.Sink.Mode) {
+		return // an engine without modes is none for tables, and refused as such
+	}
+	words := make([]string, len(modes))
+	for i, m := range modes {
+		words[i] = string(m)
+	}
+	err := athena.Errorf(athena.CodeCapabilityUnsupported, "client %q cannot be written to in mode %s: engine %s does not support it; use %s", j.sink.Client, j.p.Sink.Mode, j.sink.Engine, strings.Join(words, " or "))
+	if j.sink.Code == athena.CodeCapabilityDenied {
+		j.sink.Verdict = Unknown
+	}
+	j.sink.refuse(err.At("sink.mode"))
 }
 
 // slip says which client of those that the key may act as was meant.
@@ -181,6 +200,11 @@ func (j *judgement) keys() {
 			}
 		}
 		return
+	}
+	for _, f := range []struct{ field, column string }{{"sink.write_time", sink.WriteTime}, {"sink.ttl", sink.TTL}} {
+		if f.column != "" && out.Index(f.column) < 0 {
+			j.sink.refuse(noColumn(out, f.column).At(f.field))
+		}
 	}
 	if sink.Mode != driver.Upsert && sink.Mode != driver.Merge {
 		return

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"maps"
 	"slices"
 
 	"github.com/athena-pipelines/athena/pipelines/stage"
@@ -20,8 +21,10 @@ import (
 type Changes struct {
 	Store  *changefeed.Store
 	Client string
-	// Types gives the type of a column by the engine's name of it.
+	// Types gives the type of a column by the engine's name of it, and Sorts whether
+	// values sort as those of that type do; nil is that they do.
 	Types func(native string) record.Type
+	Sorts func(native string) bool
 	// Reader reads the stream, with a filter that lets changes of columns through.
 	Reader *changefeed.Reader
 
@@ -160,6 +163,9 @@ func (c *Changes) add(ctx context.Context, out *Chunk, at map[*record.Schema]*re
 		if row == nil {
 			row = c.line.Key
 		}
+		if c.line.Range != nil {
+			row = slices.Concat([]byte(`{"key":`), c.line.Key, []byte(`,"range":`), c.line.Range, []byte("}"))
+		}
 		return false, reject(stage.Unread{Text: string(row[:min(len(row), 1<<16)]), Reason: err.Error(), From: b.From}, c.line.Pos)
 	}
 	return false, nil
@@ -168,7 +174,7 @@ func (c *Changes) add(ctx context.Context, out *Chunk, at map[*record.Schema]*re
 // rows appends the rows that a change comes to.
 func (c *Changes) rows(ctx context.Context, t *changedTable, b *record.Batch) error {
 	l := &c.line
-	mark := record.Change{Op: l.Op, Pos: l.Pos}
+	mark := record.Change{Op: l.Op, Pos: l.Pos, WriteTime: l.WriteTime, TTL: l.TTL, Late: l.Late}
 	if l.Tx != nil {
 		mark.At = l.Tx.At.UnixMicro()
 	}
@@ -180,7 +186,20 @@ func (c *Changes) rows(ctx context.Context, t *changedTable, b *record.Batch) er
 		if row = l.Before; row == nil {
 			row = l.Key
 		}
-	case cdc.Update:
+	case cdc.DeletePartition:
+		row = l.Key
+	case cdc.DeleteRange:
+		return c.ranges(t, b, mark)
+	case cdc.Insert, cdc.Update, cdc.Read:
+		if row == nil {
+			return errKeysOnly
+		}
+		var err error
+		if mark.Parts, err = parts(l.Delta); err != nil {
+			return err
+		}
+	}
+	if l.Op == cdc.Update {
 		moved, err := t.moved(l)
 		if err != nil {
 			return err
@@ -201,7 +220,50 @@ func (c *Changes) rows(ctx context.Context, t *changedTable, b *record.Batch) er
 	if _, err := t.rows.Parse(b, row); err != nil {
 		return err
 	}
+	if err := t.identify(b, l.Key); err != nil {
+		return err
+	}
 	b.Changes = append(b.Changes, mark)
+	return nil
+}
+
+var errKeysOnly = athena.Errorf(athena.CodeInvalidRequest, "the source logs the keys of what was written, and not the values (cdc = {'delta': 'keys'}); have it log whole deltas, or follow the deletes alone (source.cdc.where)")
+
+// parts lists the columns of which no more is known than what was done to parts of
+// them.
+func parts(delta json.RawMessage) ([]string, error) {
+	if delta == nil {
+		return nil, nil
+	}
+	var columns map[string]json.RawMessage
+	if err := json.Unmarshal(delta, &columns); err != nil {
+		return nil, err
+	}
+	return slices.Sorted(maps.Keys(columns)), nil
+}
+
+// identify gives the last row of a batch the values of its key, where the change has
+// them beside the row alone.
+func (t *changedTable) identify(b *record.Batch, key json.RawMessage) error {
+	if key == nil || t.keys == nil {
+		return nil
+	}
+	last := b.Rows() - 1
+	var known *record.Batch
+	for i, c := range t.keyOnly.Columns {
+		v := &b.Columns[t.schema.Index(c.Name)]
+		if !v.Absent(last) {
+			continue
+		}
+		if known == nil {
+			known = record.New(t.keyOnly, 1)
+			if _, err := t.keys.Parse(known, key); err != nil {
+				return err
+			}
+		}
+		v.Truncate(last)
+		v.AppendFrom(&known.Columns[i], 0)
+	}
 	return nil
 }
 

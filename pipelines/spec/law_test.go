@@ -87,6 +87,9 @@ func draw(t *rapid.T) *spec.Pipeline {
 		}}
 	} else {
 		p.Sink.Table, p.Sink.Create = word.Draw(t, "target"), rapid.Bool().Draw(t, "create")
+		if rapid.Bool().Draw(t, "timed") {
+			p.Sink.WriteTime, p.Sink.TTL = "w "+word.Draw(t, "write time"), "t "+word.Draw(t, "ttl")
+		}
 	}
 	if rapid.Bool().Draw(t, "rated") {
 		rate := rapid.Float64Range(0, 1).Draw(t, "rate")

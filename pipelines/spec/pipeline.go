@@ -86,6 +86,10 @@ type Sink struct {
 	Mode   driver.WriteMode `json:"mode,omitempty"` // append unless it is given; upsert behind cdc
 	Key    []string         `json:"key,omitempty"`  // the source's unless it is given
 	Create bool             `json:"create,omitempty"`
+	// WriteTime and TTL name columns that say how a row is written, and are not
+	// written themselves; see driver.TableTarget.
+	WriteTime string `json:"write_time,omitempty"`
+	TTL       string `json:"ttl,omitempty"`
 
 	Objects *ObjectSink `json:"objects,omitempty"`
 }

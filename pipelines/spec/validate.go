@@ -287,7 +287,7 @@ func (v validator) sink() {
 	for _, f := range []struct {
 		name string
 		set  bool
-	}{{"mode", s.Mode != ""}, {"key", s.Key != nil}, {"create", s.Create}} {
+	}{{"mode", s.Mode != ""}, {"key", s.Key != nil}, {"create", s.Create}, {"write_time", s.WriteTime != ""}, {"ttl", s.TTL != ""}} {
 		if f.set && s.Table == "" {
 			v.refuse("sink."+f.name, "it belongs to a sink table")
 		}
@@ -311,6 +311,18 @@ func (v validator) mode() {
 		v.refuse("sink.key", "%s has no use for a key; it is of upsert and merge", mode)
 	case (mode == driver.Upsert || mode == driver.Merge) && s.Key == nil && slices.Contains([]string{"query", "objects", "deferred"}, v.p.Source.Kind()) && !v.aggregates():
 		v.refuse("sink", "%s needs a key, and a source %s has none; name its columns under key", mode, v.p.Source.Kind())
+	}
+	for _, f := range []struct{ name, column string }{{"write_time", s.WriteTime}, {"ttl", s.TTL}} {
+		switch {
+		case f.column == "":
+		case mode.Staged():
+			v.refuse("sink."+f.name, "%s takes all rows at once, as if they were written then; it is of append and upsert", mode)
+		case slices.Contains(s.Key, f.column):
+			v.refuse("sink."+f.name, "column %q is part of the key, and this one is not written", clip(f.column))
+		}
+	}
+	if s.WriteTime != "" && s.WriteTime == s.TTL {
+		v.refuse("sink.ttl", "column %q is the write time already", clip(s.TTL))
 	}
 }
 

@@ -2,6 +2,7 @@ package transform
 
 import (
 	"fmt"
+	"slices"
 
 	"cel.dev/cel-go/cel"
 
@@ -27,8 +28,10 @@ type Env struct {
 type Chain struct {
 	in, out *record.Schema
 	steps   []step
-	whole   bool
+	atOnce  bool // all rows must be seen
 	flushed bool
+	// wanted has the columns of in that the steps look at, or that come out.
+	wanted map[string]bool
 }
 
 // A Part is rows that go to one place.
@@ -50,10 +53,18 @@ type RowError struct {
 
 func (e *RowError) Error() string { return e.Reason }
 
-// Reject is told of a row that cannot go on: which step failed, from 0, and the
-// row's place in the batch that came in; -1 where there is none, since it was
+// Reject is told of a row that cannot go on: which step failed, from 0, or -1 where
+// the row lacks a value that is wanted behind them (law 6), and the row's place in the batch that came in; -1 where there is none, since it was
 // made of several. The cause is a *RowError.
 type Reject func(step, row int, cause error)
+
+// StageName is the stage that a step is, as it is told of a row that failed there.
+func StageName(step int) string {
+	if step < 0 {
+		return "source"
+	}
+	return fmt.Sprintf("transforms[%d]", step)
+}
 
 // A step does one thing to a batch. It may return the same batch, or one that
 // shares memory with it.
@@ -82,19 +93,67 @@ type compiler struct {
 // transforms[1].set.total.
 func Compile(steps []spec.Transform, in *record.Schema, env Env) (*Chain, error) {
 	c := &compiler{schema: in, Env: env, provider: &provider{changes: env.Changes}}
-	chain := &Chain{in: in}
+	chain := &Chain{in: in, wanted: map[string]bool{}}
+	source := in.Names() // of each column the one of in that it is; empty where it is none
 	for i := range steps {
 		c.provider.schema = c.schema
 		s, out, err := c.step(&steps[i])
 		if err != nil {
 			return nil, inStep(i, steps[i].Kind(), err)
 		}
+		source = chain.follow(s, source)
 		chain.steps = append(chain.steps, s)
-		chain.whole = chain.whole || steps[i].Aggregate != nil || steps[i].Dedupe != nil && !env.Changes
+		chain.atOnce = chain.atOnce || steps[i].Aggregate != nil || steps[i].Dedupe != nil && !env.Changes
 		c.schema = out
 	}
 	chain.out = c.schema
+	for _, name := range source {
+		chain.wanted[name] = true
+	}
 	return chain, nil
+}
+
+// follow notes what a step wants of the columns that come in, and says where those
+// that it gives come from.
+func (c *Chain) follow(s step, source []string) []string {
+	want := func(columns ...int) {
+		for _, i := range columns {
+			c.wanted[source[i]] = true
+		}
+	}
+	switch s := s.(type) {
+	case *filter:
+		want(s.refs...)
+	case *route:
+		want(s.refs...)
+	case *dedupe:
+		want(s.columns...)
+	case *flatten:
+		want(s.column)
+		source = append(slices.Clone(source), make([]string, len(s.fields.Columns))...)
+	case *set:
+		out := append(slices.Clone(source), make([]string, len(s.schema.Columns)-len(source))...)
+		for n, e := range s.exprs {
+			if out[s.at[n]] = ""; e.column >= 0 {
+				out[s.at[n]] = source[e.column]
+			} else {
+				want(e.refs...)
+			}
+		}
+		return out
+	case *pick:
+		if s.from == nil {
+			return source
+		}
+		out := make([]string, len(s.from))
+		for i, from := range s.from {
+			out[i] = source[from]
+		}
+		return out
+	case *aggregate: // not behind changes, whose values alone may not be known
+		return make([]string, len(s.schema.Columns))
+	}
+	return source
 }
 
 // inStep says in which step, and where in it, something is wrong.
@@ -142,7 +201,7 @@ func (c *Chain) Schema() *record.Schema { return c.out }
 
 // Whole reports whether the chain must see all rows of a run: then the run is one
 // task.
-func (c *Chain) Whole() bool { return c.whole }
+func (c *Chain) Whole() bool { return c.atOnce }
 
 // Apply runs the steps on a batch of the schema that the chain was compiled for.
 // What it returns may share memory with b. Its own errors end the task.
@@ -150,7 +209,29 @@ func (c *Chain) Apply(b *record.Batch, reject Reject) ([]Part, error) {
 	if !b.Schema.Equal(c.in) {
 		return nil, fmt.Errorf("transform: the batch has the columns %v, and the chain was made for %v", b.Schema.Names(), c.in.Names())
 	}
-	return c.from(0, []Part{{Batch: b}}, reject)
+	return c.from(0, c.whole(b, reject), reject)
+}
+
+// whole rejects the rows of which a wanted value is known in parts alone (law 6).
+func (c *Chain) whole(b *record.Batch, reject Reject) []Part {
+	var keep []bool
+	for i := range b.Changes {
+		for _, name := range b.Changes[i].Parts {
+			if !c.wanted[name] {
+				continue
+			}
+			if keep == nil {
+				keep = all(b.Rows())
+			}
+			keep[i] = false
+			reject(-1, i, &RowError{Column: name, Reason: fmt.Sprintf("the source says what was done to a part of column %q, and not what its value is now; have it log whole rows ('postimage': true), or leave the column out (transform drop)", name)})
+			break
+		}
+	}
+	if keep == nil {
+		return []Part{{Batch: b}}
+	}
+	return Part{Batch: b}.keep(keep)
 }
 
 // Flush hands over what steps have kept until all rows had come. Nothing is
@@ -180,7 +261,7 @@ func (c *Chain) Flush(reject Reject) ([]Part, error) {
 
 func stepError(i int, err error) error {
 	e := *athena.AsError(err)
-	at := fmt.Sprintf("transforms[%d]", i)
+	at := StageName(i)
 	e.Message = at + ": " + e.Message
 	return e.At(at)
 }

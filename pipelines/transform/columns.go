@@ -2,6 +2,7 @@ package transform
 
 import (
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 
@@ -12,18 +13,71 @@ import (
 // A pick makes batches of some columns of others, under other names.
 type pick struct {
 	schema *record.Schema
-	from   []int // nil is all of them
+	from   []int             // nil is all of them
+	names  map[string]string // new ones by old ones
 }
 
-func (s *pick) apply(p Part, _ func(int, *RowError)) ([]Part, error) {
+func (s *pick) apply(p Part, reject func(int, *RowError)) ([]Part, error) {
 	columns := p.Batch.Columns
+	keep := all(p.Batch.Rows())
 	if s.from != nil {
 		columns = make([]record.Vector, len(s.from))
 		for i, c := range s.from {
 			columns[i] = p.Batch.Columns[c]
 		}
+		for c := range p.Batch.Columns {
+			if !slices.Contains(s.from, c) {
+				keep = p.shared(keep, c, false, reject)
+			}
+		}
 	}
-	return p.with(p.batch(s.schema, columns)), nil
+	out := p.batch(s.schema, columns)
+	if s.names != nil {
+		out.Changes = renamed(out.Changes, s.names)
+	}
+	return p.with(out)[0].keep(keep), nil
+}
+
+// renamed are changes with other names of columns in them; the same where none has
+// any.
+func renamed(changes []record.Change, names map[string]string) []record.Change {
+	var out []record.Change
+	for i := range changes {
+		if len(changes[i].Where) == 0 {
+			continue
+		}
+		if out == nil {
+			out = slices.Clone(changes)
+		}
+		out[i].Where = slices.Clone(out[i].Where)
+		for n := range out[i].Where {
+			if name, ok := names[out[i].Where[n].Column]; ok {
+				out[i].Where[n].Column = name
+			}
+		}
+	}
+	if out == nil {
+		return changes
+	}
+	return out
+}
+
+// shared rejects the changes that delete many rows and name them by a column which is
+// about to go, or to become another one (law 5). Where equal values stay equal, those
+// alone are rejected that go by its order.
+func (p Part) shared(keep []bool, column int, equal bool, reject func(int, *RowError)) []bool {
+	name := p.Batch.Schema.Columns[column].Name
+	for i := range p.Batch.Changes {
+		c := &p.Batch.Changes[i]
+		if !c.Many() || !keep[i] {
+			continue
+		}
+		ordered := slices.ContainsFunc(c.Where, func(w record.Condition) bool { return w.Column == name })
+		if ordered || !equal && !p.Batch.Columns[column].Absent(i) {
+			keep[i] = drop(keep[i], i, &RowError{Column: name, Reason: fmt.Sprintf("the change deletes many rows and names them by column %q, which this step leaves out or makes another of", name)}, reject)
+		}
+	}
+	return keep
 }
 
 func (c *compiler) rename(names map[string]string) (step, *record.Schema, error) {
@@ -43,7 +97,7 @@ func (c *compiler) rename(names map[string]string) (step, *record.Schema, error)
 	if err := unique(out); err != nil {
 		return nil, nil, err
 	}
-	return &pick{schema: out}, out, nil
+	return &pick{schema: out, names: names}, out, nil
 }
 
 // unique refuses a schema in which a name stands for two columns.
@@ -120,6 +174,7 @@ func (s *cast) apply(p Part, reject func(int, *RowError)) ([]Part, error) {
 	keep := all(p.Batch.Rows())
 	for _, c := range s.columns {
 		to, from := s.schema.Columns[c], p.Batch.Schema.Columns[c].Type
+		keep = p.shared(keep, c, true, reject)
 		columns[c] = vector(to.Type, len(keep))
 		for i := range keep {
 			if err := record.Convert(&columns[c], to.Type, &p.Batch.Columns[c], from, i); err != nil {

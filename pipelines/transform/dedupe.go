@@ -73,6 +73,10 @@ func (s *dedupe) last(p Part) []Part {
 			keep[i] = true
 			continue
 		}
+		if p.Batch.Changes[i].Many() {
+			keep[i] = true // of other keys as well
+			continue
+		}
 		if slices.ContainsFunc(s.columns, func(c int) bool { return p.Batch.Columns[c].Absent(i) }) {
 			keep[i] = true // nobody knows which key it has
 			continue

@@ -27,7 +27,13 @@
 //  4. Deletes and truncates pass every filter. Where the sink keeps rows by key,
 //     an update that a filter does not keep goes on as a delete, so that the
 //     target does not keep the row as it was before.
-//  5. Memory is bounded: steps that look at all rows state how many keys or
+//  5. A change that deletes many rows names them by what they share. A step that
+//     leaves such a column out, or makes another of it, rejects the change: it would
+//     delete others.
+//  6. A change that says what it did to a part of a column, and not what the value
+//     is now, is rejected where the column is wanted: by an expression, or by what
+//     comes out.
+//  7. Memory is bounded: steps that look at all rows state how many keys or
 //     groups they hold, and fail above that.
 //
 // The package knows no client and no engine.

@@ -140,7 +140,13 @@ func (e *expr) blank(r *row) bool {
 }
 
 // lost reports whether the values of a row are not to be expected: law 3.
-func lost(op cdc.Op) bool { return op == cdc.Delete || op == cdc.Truncate }
+func lost(op cdc.Op) bool {
+	switch op {
+	case cdc.Delete, cdc.Truncate, cdc.DeletePartition, cdc.DeleteRange:
+		return true
+	}
+	return false
+}
 
 // result is the type of a column that an expression computes.
 func (e *expr) result(s *record.Schema, changes bool) (record.Column, error) {

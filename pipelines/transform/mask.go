@@ -49,10 +49,12 @@ func (c *compiler) mask(how map[string]string) (step, *record.Schema, error) {
 	return m, m.schema, nil
 }
 
-func (m *mask) apply(p Part, _ func(int, *RowError)) ([]Part, error) {
+func (m *mask) apply(p Part, reject func(int, *RowError)) ([]Part, error) {
 	columns := slices.Clone(p.Batch.Columns)
 	n := p.Batch.Rows()
+	keep := all(n)
 	for k, c := range m.columns {
+		keep = p.shared(keep, c, m.how[k] == spec.MaskHash, reject)
 		src, t := &p.Batch.Columns[c], p.Batch.Schema.Columns[c].Type
 		dst := vector(record.TypeText, n)
 		for i := range n {
@@ -69,7 +71,7 @@ func (m *mask) apply(p Part, _ func(int, *RowError)) ([]Part, error) {
 		}
 		columns[c] = dst
 	}
-	return p.with(p.batch(m.schema, columns)), nil
+	return p.with(p.batch(m.schema, columns))[0].keep(keep), nil
 }
 
 func (m *mask) hide(dst []byte, how string, text []byte) []byte {

@@ -77,6 +77,9 @@ func (s *set) apply(p Part, reject func(int, *RowError)) ([]Part, error) {
 	s.row.batch = p.Batch
 	for n, e := range s.exprs {
 		at := s.at[n]
+		if at < len(p.Batch.Columns) && e.column != at {
+			keep = p.shared(keep, at, false, reject)
+		}
 		if e.column >= 0 {
 			columns[at] = p.Batch.Columns[e.column]
 			continue

@@ -72,7 +72,7 @@ func runTest(p *spec.Pipeline, t *spec.Test, schema *record.Schema, known bool, 
 	in.From = from(&p.Source)
 	var dead []string
 	reject := func(step, row int, cause error) {
-		dead = append(dead, fmt.Sprintf("in[%d] at transforms[%d]: %s", row, step, cause))
+		dead = append(dead, fmt.Sprintf("in[%d] at %s: %s", row, StageName(step), cause))
 	}
 	parts, err := chain.Apply(in, reject)
 	if err != nil {

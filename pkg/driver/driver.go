@@ -324,6 +324,12 @@ type ColumnTyper interface {
 	ColumnType(native string) record.Type
 }
 
+// ColumnSorter tells whether the values of a type, by the engine's own name of it,
+// sort in the engine as those of their type in records do. Without one all do.
+type ColumnSorter interface {
+	ColumnSorts(native string) bool
+}
+
 // Supports derives a backend's capabilities from the interfaces that it
 // implements, so that a driver cannot claim what it did not write.
 func Supports(b Backend) (s athena.Capabilities) {
@@ -373,7 +379,9 @@ type Driver struct {
 	WriteModes []WriteMode
 	// ColumnType is that of the backends, if they are ColumnTypers.
 	ColumnType func(native string) record.Type
-	Open       func(ctx context.Context, conn athena.Connection) (Backend, error)
+	// ColumnSorts is that of the backends, if they are ColumnSorters.
+	ColumnSorts func(native string) bool
+	Open        func(ctx context.Context, conn athena.Connection) (Backend, error)
 }
 
 // New makes a Driver of a driver's own constructor, which takes exactly the
@@ -403,6 +411,9 @@ func New[C athena.Connection, B Backend](open func(context.Context, C) (B, error
 	}
 	if c, ok := Backend(zero).(ColumnTyper); ok {
 		d.ColumnType = c.ColumnType
+	}
+	if c, ok := Backend(zero).(ColumnSorter); ok {
+		d.ColumnSorts = c.ColumnSorts
 	}
 	return d
 }

@@ -36,9 +36,21 @@ type Change struct {
 	// Where says what a DeletePartition or DeleteRange deletes: the rows for which
 	// all of it holds. One change may come as several such deletes.
 	Where []Condition
-	// WriteTime and TTL are those of cdc.Change.
+	// WriteTime, TTL and Late are those of cdc.Change.
 	WriteTime, TTL int64
+	Late           bool
+	// Parts names the columns of which the change says what it did to a part, and
+	// not what the value is now. They are absent, and have changed all the same.
+	Parts []string
 }
+
+// Many reports whether the change deletes all rows that it names.
+func (c *Change) Many() bool { return c.Op == cdc.DeletePartition || c.Op == cdc.DeleteRange }
+
+// Blind reports whether the change was made without a look at the row: then it makes
+// the row where there is none, with nulls for what it does not give. So are the
+// changes of engines that settle by time which write is the later one.
+func (c *Change) Blind() bool { return c.WriteTime != 0 && !c.Many() && c.Op != cdc.Delete }
 
 // A Condition compares a column with a value.
 type Condition struct {

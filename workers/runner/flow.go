@@ -64,7 +64,7 @@ func (f *flow) push(ctx context.Context, b *record.Batch) error {
 // failed is told of rows of b that a step of the transforms rejects.
 func (f *flow) failed(b *record.Batch) transform.Reject {
 	return func(step, row int, cause error) {
-		r := runs.Rejected{Stage: fmt.Sprintf("transforms[%d]", step), Reason: cause.Error()}
+		r := runs.Rejected{Stage: transform.StageName(step), Reason: cause.Error()}
 		var e *transform.RowError
 		if errors.As(cause, &e) {
 			r.Column = e.Column

@@ -84,6 +84,7 @@ func newTableTarget(j *job, w driver.TableWriter, name driver.TableName) *tableT
 	t := &sink.Table{Writer: w, Pipeline: j.checkpoints(), Run: j.run.ID, Target: driver.TableTarget{
 		Table: name, Mode: s.Mode, Key: s.Key, Create: s.Create, Run: j.run.ID, Changes: j.spec.Source.CDC != nil,
 		AddColumns: j.spec.Schema.Columns == spec.Evolve, WidenTypes: j.spec.Schema.Types == spec.Evolve,
+		WriteTime: s.WriteTime, TTL: s.TTL,
 	}}
 	switch {
 	case j.run.Kind == runs.Stream:

@@ -86,7 +86,8 @@ func (l *leader) follow(ctx context.Context, attempt *int) error {
 	return l.job.withSink(ctx, func(ctx context.Context, to target) error {
 		f := newFollower(l, to)
 		f.attempt = attempt
-		f.changes = source.Changes{Store: l.Changes, Client: s.Client, Types: l.Drivers[client.Engine()].ColumnType}
+		from := l.Drivers[client.Engine()]
+		f.changes = source.Changes{Store: l.Changes, Client: s.Client, Types: from.ColumnType, Sorts: from.ColumnSorts}
 		return f.run(ctx)
 	})
 }

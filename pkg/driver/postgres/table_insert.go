@@ -112,7 +112,7 @@ func copyLine(e *pgconn.PgError) int {
 // send adds rows in one statement and a savepoint of their own.
 func (tx *tableTx) send(ctx context.Context, w *rowWriter, from, to int) error {
 	if !w.native {
-		return tx.run(ctx, w.insertStatement(), w.arrays(w.all(), from, to))
+		return tx.run(ctx, w.insertStatement(w.all()), w.arrays(w.all(), from, to))
 	}
 	sql := savepoint + "; COPY " + quoteTable(w.table.name) + " (" + w.list + ") FROM STDIN (FORMAT binary); " + keepRows
 	r := io.MultiReader(strings.NewReader(copySignature), bytes.NewReader(w.buf[w.starts[from]:w.starts[to]]), strings.NewReader(copyTrailer))
@@ -207,13 +207,13 @@ func (w *rowWriter) expression(c int) string {
 	return "s.c" + strconv.Itoa(c) + "::" + cw.native
 }
 
-// insertStatement adds rows of arrays.
-func (w *rowWriter) insertStatement() string {
-	list := make([]string, len(w.columns))
-	for i := range list {
-		list[i] = w.expression(i)
+// insertStatement adds rows of the arrays of some columns.
+func (w *rowWriter) insertStatement(columns []int) string {
+	names, list := make([]string, len(columns)), make([]string, len(columns))
+	for i, c := range columns {
+		names[i], list[i] = quoteName(w.columns[c].name), w.expression(c)
 	}
-	return "INSERT INTO " + quoteTable(w.table.name) + " (" + w.list + ")" + w.overriding() + " SELECT " + strings.Join(list, ", ") + " FROM " + w.source(w.all())
+	return "INSERT INTO " + quoteTable(w.table.name) + " (" + strings.Join(names, ", ") + ")" + w.overriding() + " SELECT " + strings.Join(list, ", ") + " FROM " + w.source(columns)
 }
 
 func (w *rowWriter) overriding() string {

@@ -160,6 +160,11 @@ func (b *Backend) plan(ctx context.Context, conn *pgx.Conn, t driver.TableTarget
 		return p, err
 	}
 	p.ownSchema()
+	for _, f := range []struct{ name, column string }{{"write_time", t.WriteTime}, {"ttl", t.TTL}} {
+		if f.column != "" {
+			p.problem("write_time", f.column, "PostgreSQL knows no time of a write and no time to live of a value; leave %s out, and store the column", f.name)
+		}
+	}
 	if p.table == nil {
 		p.create()
 		return p, nil

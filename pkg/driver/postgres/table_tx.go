@@ -177,6 +177,8 @@ type rowWriter struct {
 	values   []uint32 // where their values begin, column by column
 	rejected []record.Rejected
 	log      [3]record.Vector
+	// bounds has, by row, what restricts a delete of many rows beside its columns.
+	bounds map[int][]string
 }
 
 // newRowWriter fits a schema to a table.
@@ -241,6 +243,7 @@ func (w *rowWriter) load(b *record.Batch) {
 		w.vectors = append(w.vectors, &b.Columns[i])
 	}
 	w.buf, w.rows, w.starts, w.values, w.rejected = w.buf[:0], w.rows[:0], w.starts[:0], w.values[:0], nil
+	w.bounds = nil
 	for i := range b.Rows() {
 		if w.logs() && b.Changes[i].Implied {
 			continue
@@ -259,18 +262,24 @@ func (w *rowWriter) load(b *record.Batch) {
 func (w *rowWriter) encode(b *record.Batch, i int) bool {
 	start, values := len(w.buf), len(w.values)
 	w.buf = binary.BigEndian.AppendUint16(w.buf, uint16(len(w.columns)))
-	keyOnly, nothing := false, false
+	keyOnly, nothing, many := false, false, false
 	if w.changes && !w.logs() {
-		op := b.Changes[i].Op
-		keyOnly, nothing = op == cdc.Delete, op == cdc.Truncate
+		change := &b.Changes[i]
+		keyOnly, nothing, many = change.Op == cdc.Delete, change.Op == cdc.Truncate, change.Many()
+		if many && !w.bound(i, change) {
+			w.buf = w.buf[:start]
+			return false
+		}
 	}
 	for n, c := range w.columns {
 		w.values = append(w.values, uint32(len(w.buf)))
 		v := w.vectors[n]
 		problem := ""
 		switch {
-		case nothing, keyOnly && !c.key, v.Absent(i) && !c.key && w.target.Mode == driver.Upsert:
+		case nothing, keyOnly && !c.key, v.Absent(i) && (many || !c.key) && w.target.Mode == driver.Upsert:
 			w.buf = append(w.buf, 0xff, 0xff, 0xff, 0xff)
+		case c.key && v.Absent(i) && w.changes:
+			problem = "is part of the key, and the change does not give it; what all rows of a partition share (static columns) has its place where the key is that of the partition"
 		case c.key && v.Null(i):
 			problem = "is null, and it is part of the key"
 		default:

@@ -3,10 +3,12 @@ package postgres
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"slices"
 	"strconv"
 	"strings"
 
+	"github.com/athena-pipelines/athena/pkg/athena"
 	"github.com/athena-pipelines/athena/pkg/cdc"
 	"github.com/athena-pipelines/athena/pkg/record"
 )
@@ -29,6 +31,8 @@ type step struct {
 	// several; -1 is one whose value is not known.
 	from []int32
 	last int // the row that the step ends with
+	// blind says that the row is to be made if there is none.
+	blind bool
 }
 
 // upsert applies the batch's encoded rows.
@@ -65,6 +69,41 @@ func (tx *tableTx) applyRange(ctx context.Context, w *rowWriter, b *record.Batch
 	return tx.applyRange(ctx, w, b, middle, to)
 }
 
+// bound readies what restricts a delete of many rows, and reports false if the row is
+// rejected: it would delete others than its source did.
+func (w *rowWriter) bound(row int, c *record.Change) bool {
+	refuse := func(column, format string, args ...any) bool {
+		w.reject(row, column, fmt.Sprintf(format, args...))
+		return false
+	}
+	if c.Late {
+		return refuse("", "a delete of many rows came late, and rows that were written after it may be among them; have the table read anew (athena cdc snapshot start)")
+	}
+	known := slices.ContainsFunc(w.vectors, func(v *record.Vector) bool { return !v.Absent(row) })
+	if !known && len(c.Where) == 0 {
+		return refuse("", "a delete of many rows names none of the columns that are written, so that it would delete them all")
+	}
+	list, err := conditions(w.table, c.Where)
+	if err != nil {
+		return refuse("", "%s", athena.AsError(err).Message)
+	}
+	for i, cond := range c.Where {
+		at := slices.IndexFunc(w.columns, func(c *columnWriter) bool { return c.name == cond.Column })
+		switch {
+		case at < 0 || w.columns[at].from.Kind != record.Text:
+		case w.columns[at].oid == textOID || w.columns[at].oid == varcharOID:
+			list[i] += ` COLLATE "C"` // the source has the order of bytes
+		default:
+			return refuse(cond.Column, "a delete of many rows goes by the order of column %q, which as %s has another one", cond.Column, w.columns[at].native)
+		}
+	}
+	if w.bounds == nil {
+		w.bounds = map[int][]string{}
+	}
+	w.bounds[row] = list
+	return true
+}
+
 // paired reports whether an encoded row comes with the delete before it: both are
 // one update, which changed the key.
 func (w *rowWriter) paired(b *record.Batch, n int) bool {
@@ -80,6 +119,11 @@ func (tx *tableTx) apply(ctx context.Context, w *rowWriter, b *record.Batch, fro
 		op := cdc.Insert
 		if w.changes {
 			op = b.Changes[w.rows[n]].Op
+		}
+		if w.changes && b.Changes[w.rows[n]].Many() {
+			c.flush(script)
+			script.deleteMany(n)
+			continue
 		}
 		if w.vague {
 			kind := changeKind{op == cdc.Delete, w.partial(int(w.rows[n]))}
@@ -161,6 +205,7 @@ func (c *compaction) put(n int) {
 		s.from = nil
 		return
 	}
+	s.blind = c.w.changes && c.b.Changes[c.w.rows[n]].Blind()
 	was := s.from
 	s.from = make([]int32, len(c.w.columns))
 	for i := range c.w.columns {
@@ -209,6 +254,9 @@ func (c *compaction) flush(to *script) {
 			continue
 		}
 		name := s.lacks()
+		if name != "" && s.blind {
+			name = "blind " + name
+		}
 		if groups[name] == nil {
 			names = append(names, name)
 		}
@@ -216,7 +264,7 @@ func (c *compaction) flush(to *script) {
 	}
 	to.delete(clear)
 	for _, name := range names {
-		if name == "" {
+		if name == "" || groups[name][0].blind {
 			to.upsert(groups[name])
 		} else {
 			to.update(groups[name])
@@ -286,18 +334,23 @@ func (s *script) delete(steps []*step) {
 
 func (s *script) upsert(steps []*step) {
 	w := s.w
-	p := s.params(w.all(), steps, func(st *step, c int) []byte { return st.value(w, c) })
+	var columns []int // that are known
 	var keys, set []string
 	for _, k := range w.keys {
 		keys = append(keys, quoteName(w.columns[k].name))
 	}
-	for _, c := range w.columns {
+	for i, c := range w.columns {
+		if from := steps[0].from; from != nil && from[i] < 0 {
+			continue
+		}
+		columns = append(columns, i)
 		if !c.key && c.identity != "a" {
 			name := quoteName(c.name)
 			set = append(set, name+" = excluded."+name)
 		}
 	}
-	sql := w.insertStatement() + " ON CONFLICT (" + strings.Join(keys, ", ") + ") DO "
+	p := s.params(columns, steps, func(st *step, c int) []byte { return st.value(w, c) })
+	sql := w.insertStatement(columns) + " ON CONFLICT (" + strings.Join(keys, ", ") + ") DO "
 	if len(set) == 0 {
 		sql += "NOTHING"
 	} else {
@@ -328,6 +381,32 @@ func (s *script) update(steps []*step) {
 	s.add("UPDATE "+quoteTable(w.table.name)+" t SET "+strings.Join(set, ", ")+" FROM "+w.source(columns)+" WHERE "+w.keyMatch()+" RETURNING s.n", p, steps)
 }
 
+// deleteMany deletes the rows that a change names by what they share.
+func (s *script) deleteMany(n int) {
+	w := s.w
+	row := int(w.rows[n])
+	p := &arrayParams{}
+	where := slices.Clone(w.bounds[row])
+	for i, c := range w.columns {
+		if !w.vectors[i].Absent(row) {
+			where = append(where, quoteName(c.name)+" = "+s.parameter(p, n, i))
+		}
+	}
+	s.add("DELETE FROM "+quoteTable(w.table.name)+" WHERE "+strings.Join(where, " AND "), p, nil)
+}
+
+// parameter adds one value of an encoded row to the parameters, and is an expression
+// for it in the type of its column.
+func (s *script) parameter(p *arrayParams, n, column int) string {
+	c := s.w.columns[column]
+	elem := "text"
+	if c.wire == c.oid {
+		elem = c.element()
+	}
+	p.add(c.wire, 1, func(int) []byte { return s.w.value(n, column) })
+	return "($" + strconv.Itoa(len(p.values)) + "::" + elem + "[])[1]::" + c.native
+}
+
 // move applies an update that changed the key and left some values untouched.
 func (s *script) move(from, to int) {
 	w := s.w
@@ -344,14 +423,7 @@ func (s *script) move(from, to int) {
 		p.add(c.wire, 1, func(int) []byte { return w.value(to, i) })
 	}
 	for _, k := range w.keys { // the old key, behind the others
-		n := len(p.values) + 1
-		c := w.columns[k]
-		elem := "text"
-		if c.wire == c.oid {
-			elem = c.element()
-		}
-		where = append(where, "t."+quoteName(c.name)+" = ($"+strconv.Itoa(n)+"::"+elem+"[])[1]::"+c.native)
-		p.add(c.wire, 1, func(int) []byte { return w.value(from, k) })
+		where = append(where, "t."+quoteName(w.columns[k].name)+" = "+s.parameter(p, from, k))
 	}
 	st := &step{row: to, last: to}
 	s.add("UPDATE "+quoteTable(w.table.name)+" t SET "+strings.Join(set, ", ")+" FROM "+w.source(columns)+" WHERE "+strings.Join(where, " AND ")+" RETURNING s.n", p, []*step{st})
