@@ -15,13 +15,17 @@ import (
 	"github.com/athena-pipelines/athena/pkg/driver"
 )
 
-var _ driver.Backend = (*Backend)(nil)
+var (
+	_ driver.Backend = (*Backend)(nil)
+	_ driver.Querier = (*Backend)(nil)
+)
 
 // Backend is a session with one cluster: some connections to each of its nodes,
 // and one that hears of changes of the ring and of the schema.
 type Backend struct {
-	session *gocql.Session
-	conn    athena.ScyllaConn
+	session  *gocql.Session
+	conn     athena.ScyllaConn
+	captures captures
 }
 
 // Driver opens ScyllaDB backends.
@@ -35,9 +39,6 @@ const (
 	connectTimeout = 5 * time.Second
 	// reconnectInterval is how often nodes that were lost are tried again.
 	reconnectInterval = 3 * time.Second
-	// pageSize is how many rows a page has; the next one is asked for when three
-	// quarters of it are read.
-	pageSize = 1000
 )
 
 // Open connects to a cluster and fails if it does not answer. The password must
@@ -47,6 +48,20 @@ func Open(ctx context.Context, conn athena.ScyllaConn) (*Backend, error) {
 	if err != nil {
 		return nil, err
 	}
+	session, err := openSession(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	b := &Backend{session: session, conn: conn}
+	if err := b.Ping(ctx); err != nil {
+		session.Close()
+		return nil, err
+	}
+	return b, nil
+}
+
+// openSession connects, and waits until a node answers.
+func openSession(ctx context.Context, cfg *gocql.ClusterConfig) (*gocql.Session, error) {
 	// Not NewSession: that leaves behind what it had started when it fails.
 	session, err := gocql.NewSessionNonBlocking(*cfg)
 	if err != nil {
@@ -68,12 +83,7 @@ func Open(ctx context.Context, conn athena.ScyllaConn) (*Backend, error) {
 		}()
 		return nil, ctx.Err()
 	}
-	b := &Backend{session: session, conn: conn}
-	if err := b.Ping(ctx); err != nil {
-		session.Close()
-		return nil, err
-	}
-	return b, nil
+	return session, nil
 }
 
 // clusterConfig is what gocql is told.
@@ -119,7 +129,7 @@ func clusterConfig(conn athena.ScyllaConn) (*gocql.ClusterConfig, error) {
 	cfg.ProtoVersion = 4
 	cfg.ConnectTimeout = connectTimeout
 	cfg.ReconnectInterval = reconnectInterval
-	cfg.PageSize = pageSize
+	cfg.RetryPolicy = retryPolicy{}
 	cfg.Logger = log.New(io.Discard, "", 0) // it would write to the standard error
 	return cfg, nil
 }
@@ -139,12 +149,7 @@ func hostPort(s string) (host string, port int, err error) {
 // Ping reports whether the cluster answers now.
 func (b *Backend) Ping(ctx context.Context) error {
 	var key string
-	return b.session.Query(`SELECT key FROM system.local WHERE key = 'local'`).Consistency(gocql.One).WithContext(ctx).Scan(&key)
-}
-
-// Classify says what an error means.
-func (b *Backend) Classify(err error) driver.Failure {
-	return driver.Failure{}
+	return b.catalog(ctx, `SELECT key FROM system.local WHERE key = 'local'`, nil, []any{&key}, func() error { return nil })
 }
 
 // Close closes all connections.
@@ -161,9 +166,3 @@ func (b *Backend) Close(ctx context.Context) error {
 		return fmt.Errorf("scylla: statements still run: %w", ctx.Err())
 	}
 }
-
-// unreachable is a failure to get a connection. It hides its cause from
-// errors.Is, because a dial that took too long is no deadline of the caller's.
-type unreachable struct{ cause error }
-
-func (e *unreachable) Error() string { return e.cause.Error() }

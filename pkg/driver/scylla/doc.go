@@ -5,4 +5,3 @@
 // against a real Apache Cassandra; the change log against a double that lays it
 // out as ScyllaDB documents it.
 package scylla
-

@@ -111,6 +111,9 @@ func noTable(keyspace, table string) error {
 // catalog runs a query of our own and calls row for each row, which is scanned
 // into dest.
 func (b *Backend) catalog(ctx context.Context, cql string, args, dest []any, row func() error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	iter := b.session.Query(cql, args...).WithContext(ctx).Idempotent(true).Consistency(b.catalogConsistency()).Iter()
 	for iter.Scan(dest...) {
 		if err := row(); err != nil {
@@ -118,7 +121,10 @@ func (b *Backend) catalog(ctx context.Context, cql string, args, dest []any, row
 			return err
 		}
 	}
-	return iter.Close()
+	if err := iter.Close(); err != nil {
+		return readError(err)
+	}
+	return nil
 }
 
 // catalogConsistency is for tables that every node has a copy of.
