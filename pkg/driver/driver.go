@@ -100,7 +100,8 @@ type Rows interface {
 	Next() bool
 	// AppendJSON appends the current row as one JSON object, without newline.
 	AppendJSON(dst []byte) []byte
-	// RowsAffected is the engine's own count, known once Next returned false.
+	// RowsAffected is the engine's own count, known once Next returned false; -1
+	// where it has none.
 	RowsAffected() int64
 	// Err is the error that ended the rows, if one did.
 	Err() error
@@ -227,6 +228,13 @@ type ColumnInfo struct {
 	// PrimaryKey is the position in the primary key, from 1; 0 outside it.
 	PrimaryKey int    `json:"primary_key,omitempty"`
 	Comment    string `json:"comment,omitempty"`
+	// Kind is partition_key, clustering, static or regular, and Order asc or desc
+	// for a clustering column, in an engine whose tables have partitions.
+	Kind  string `json:"kind,omitempty"`
+	Order string `json:"order,omitempty"`
+	// UserTypes are the statements that make the types of the user's own that the
+	// column's type names, inner ones first.
+	UserTypes []string `json:"user_types,omitempty"`
 }
 
 // Constraint describes one constraint of a table.

@@ -16,8 +16,12 @@ import (
 )
 
 var (
-	_ driver.Backend = (*Backend)(nil)
-	_ driver.Querier = (*Backend)(nil)
+	_ driver.Backend      = (*Backend)(nil)
+	_ driver.Querier      = (*Backend)(nil)
+	_ driver.Counter      = (*Backend)(nil)
+	_ driver.SchemaReader = (*Backend)(nil)
+	_ driver.Provisioner  = (*Backend)(nil)
+	_ driver.Identifier   = (*Backend)(nil)
 )
 
 // Backend is a session with one cluster: some connections to each of its nodes,
