@@ -78,10 +78,13 @@ type batchDecoder struct {
 	micros int64
 
 	before, after map[string]*logRow // the images by key, once used they are gone
-	buf           []byte             // of the JSON of all changes
-	wire          []byte
-	changes       []cdc.Change
-	rejected      []driver.Rejected
+	// emptied has the unfrozen columns that a row of the batch has emptied, by
+	// column and key: what a later one adds to them is all that they hold.
+	emptied  map[string]bool
+	buf      []byte // of the JSON of all changes
+	wire     []byte
+	changes  []cdc.Change
+	rejected []driver.Rejected
 }
 
 func (d *batchDecoder) decode(stream []byte, at gocql.UUID) ([]cdc.Change, []driver.Rejected, error) {
@@ -400,8 +403,17 @@ func (d *batchDecoder) written(c *cdc.Change, r *logRow, clustered bool) (err er
 			if b.kind <= clusteringKey {
 				continue
 			}
-			there, deleted := !isNull(r.values[l.value]), isTrue(r.values[l.deleted])
+			there, err := d.wrote(r, l)
+			if err != nil {
+				return fmt.Errorf("column %s of type %s: %w", b.Name, b.Type, err)
+			}
+			deleted := isTrue(r.values[l.deleted])
 			removed := l.elements >= 0 && !isNull(r.values[l.elements])
+			if l.form != atomicForm && (there || deleted) {
+				if deleted, err = d.fromNothing(r, b, there, deleted); err != nil {
+					return err
+				}
+			}
 			switch {
 			case !there && !deleted && !removed:
 				if clustered || d.ofRow(b, clustered) {
@@ -442,6 +454,42 @@ func (d *batchDecoder) written(c *cdc.Change, r *logRow, clustered bool) (err er
 	return err
 }
 
+// wrote reports whether a row of the log has a value that was written. Of an
+// unfrozen user-defined type it shows one without fields where only some were
+// removed.
+func (d *batchDecoder) wrote(r *logRow, l logColumn) (bool, error) {
+	v := r.values[l.value]
+	if l.form != udtForm || isNull(v) {
+		return !isNull(v), nil
+	}
+	fields, err := udtFields(d.layout.columns[l.value].TypeInfo, v)
+	return slices.ContainsFunc(fields, func(f []byte) bool { return f != nil }), err
+}
+
+// fromNothing reports whether what a row wrote of an unfrozen value is all that
+// there is: the row removed what was there before, or one before it did and wrote
+// nothing, as when what was written has a time to live and what was removed has
+// none.
+func (d *batchDecoder) fromNothing(r *logRow, b *captureColumn, there, deleted bool) (bool, error) {
+	if len(d.rows) == 1 || there && !deleted && d.emptied == nil {
+		return deleted, nil
+	}
+	key, err := d.keyOf(r)
+	if err != nil {
+		return false, err
+	}
+	key = string(b.json) + key
+	was := d.emptied[key]
+	delete(d.emptied, key)
+	if deleted && !there {
+		if d.emptied == nil {
+			d.emptied = map[string]bool{}
+		}
+		d.emptied[key] = true
+	}
+	return deleted || was, nil
+}
+
 // whole appends a value that is known whole.
 func (d *batchDecoder) whole(b *captureColumn, r *logRow, l logColumn) error {
 	t, v := d.layout.columns[l.value].TypeInfo, r.values[l.value]
@@ -465,9 +513,9 @@ func (d *batchDecoder) whole(b *captureColumn, r *logRow, l logColumn) error {
 		return nil
 	case udtForm:
 		// An unfrozen one without any field is null.
-		if fields, err := udtFields(t, v); err != nil {
+		if wrote, err := d.wrote(r, l); err != nil {
 			return fmt.Errorf("column %s of type %s: %w", b.Name, b.Type, err)
-		} else if !slices.ContainsFunc(fields, func(f []byte) bool { return f != nil }) {
+		} else if !wrote {
 			d.name(b)
 			d.buf = append(d.buf, "null"...)
 			return nil
@@ -482,7 +530,11 @@ func (d *batchDecoder) part(b *captureColumn, r *logRow, l logColumn) error {
 	t, v := d.layout.columns[l.value].TypeInfo, r.values[l.value]
 	d.name(b)
 	d.buf = append(d.buf, '{')
-	if !isNull(v) {
+	wrote, err := d.wrote(r, l)
+	if err != nil {
+		return fail(err)
+	}
+	if wrote {
 		switch l.form {
 		case setForm:
 			d.buf = append(d.buf, `"add":`...)
@@ -614,7 +666,7 @@ func (d *batchDecoder) raw(r *logRow) []byte {
 			continue
 		}
 		dst = append(cdc.AppendString(append(dst, ','), c.Name), ':')
-		data, err := appendWire(nil, c.TypeInfo, r.values[i])
+		data, err := appendWire([]byte{}, c.TypeInfo, r.values[i])
 		from := len(dst)
 		if err == nil {
 			dst, err = appendValue(dst, c.TypeInfo, data)

@@ -42,6 +42,11 @@ func (d *batchDecoder) rangeDelete(start, end *logRow) error {
 	if err != nil {
 		return err
 	}
+	if backwards, err := d.backwards(from, to, common); err != nil {
+		return err
+	} else if backwards {
+		return errors.New("a range of rows ends before it begins")
+	}
 	deepest := max(from.columns, to.columns)
 	kept := len(d.changes)
 	if !d.mixed(common, deepest) {
@@ -120,6 +125,34 @@ func (d *batchDecoder) commonColumns(from, to rangeBound) (n int, err error) {
 		n++
 	}
 	return n, nil
+}
+
+// backwards reports whether a range ends before it begins, in the log's order.
+func (d *batchDecoder) backwards(from, to rangeBound, common int) (bool, error) {
+	switch {
+	case from.columns == common && to.columns == common:
+		return false, nil
+	case from.columns == common:
+		return common > 0 && !from.inclusive, nil
+	case to.columns == common:
+		return common > 0 && !to.inclusive, nil
+	}
+	i := d.clusteringAt(common)
+	at := d.layout.base[i].value
+	t := d.layout.columns[at].TypeInfo
+	x, err := appendWire(nil, t, from.row.values[at])
+	if err != nil {
+		return false, err
+	}
+	y, err := appendWire(nil, t, to.row.values[at])
+	if err != nil {
+		return false, err
+	}
+	order := compareWire(t, x, y)
+	if d.table.base[i].desc {
+		order = -order
+	}
+	return order > 0, nil
 }
 
 // mixed reports whether the columns from the first one by which the bounds differ

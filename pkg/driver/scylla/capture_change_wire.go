@@ -110,6 +110,10 @@ func appendWire(dst []byte, t gocql.TypeInfo, v any) ([]byte, error) {
 		return appendTimeWire(dst, t, *v)
 	case time.Time:
 		return appendTimeWire(dst, t, v)
+	case **inf.Dec:
+		return appendDecimalWire(dst, t, *v)
+	case *inf.Dec:
+		return appendDecimalWire(dst, t, v)
 	case nil:
 		return dst, fmt.Errorf("scylla: a %s has no value", typeName(t))
 	}
@@ -170,6 +174,14 @@ func appendTimeWire(dst []byte, t gocql.TypeInfo, v time.Time) ([]byte, error) {
 		return binary.BigEndian.AppendUint32(dst, uint32(v.Unix()/86400+1<<31)), nil
 	}
 	return binary.BigEndian.AppendUint64(dst, uint64(v.UnixMilli())), nil
+}
+
+// appendDecimalWire keeps the scale of what is 0, which gocql does not.
+func appendDecimalWire(dst []byte, t gocql.TypeInfo, v *inf.Dec) ([]byte, error) {
+	if v == nil {
+		return dst, unfit(t, v)
+	}
+	return appendTwos(binary.BigEndian.AppendUint32(dst, uint32(v.Scale())), v.UnscaledBig()), nil
 }
 
 func appendCollectionWire(dst []byte, t gocql.CollectionType, rv reflect.Value) (_ []byte, err error) {
