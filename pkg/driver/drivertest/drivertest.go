@@ -51,8 +51,24 @@ type Harness struct {
 	Provision driver.Provision
 
 	// Running counts the statements of this harness's data that the engine
-	// itself has running now, asked by another way than the backend.
+	// itself has running now, asked by another way than the backend. Nil says
+	// that the engine cannot be told to end a statement: then one that was given
+	// up may still have its effect.
 	Running func(t *testing.T) int
+
+	// Stall holds up all that is asked of the engine until the function that it
+	// returns is called, once or more often. It is for engines without a statement
+	// that takes long: with it Slow and SlowWrite are any read and any insert.
+	Stall func(t *testing.T) (release func())
+
+	// Rows is how many rows Generate can give; 0 is any number.
+	Rows int
+
+	// Upserts says that Insert writes over a row that has its key.
+	Upserts bool
+
+	// Uncounted says that the engine does not count what a write affects.
+	Uncounted bool
 
 	Statements Statements
 
@@ -71,10 +87,10 @@ type Statements struct {
 	Drop   []string
 
 	Insert          string // a row; parameters id, name; gives no rows
-	InsertReturning string // the same, and gives the row back as id, name
+	InsertReturning string // the same, and gives the row back as id, name; empty if there is no such thing
 	Select          string // id and name of the row with the id of parameter 1
 	All             string // id and name of all rows
-	Rename          string // sets the name of parameter 1 where the id is parameter 2
+	Rename          string // sets the name of parameter 1 where the id is parameter 2, if there is one
 
 	Generate   string // n rows, n being parameter 1, of at least 200 bytes each
 	Slow       string // a read that takes 30 s or more
