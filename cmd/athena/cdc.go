@@ -143,7 +143,7 @@ func engineFlags(cmd *cobra.Command, spec *sdk.CaptureSpec) {
 	f.BoolVar(&spec.TakeOver, "take-over", false, "use a slot and a publication that are there and that Athena did not make")
 	f.BoolVar(&spec.InsertsOnly, "inserts-only", false, "of tables without a usable replica identity, capture inserts alone")
 	f.BoolVar(&spec.LocalOnly, "local-only", false, "leave out changes that replication brought from elsewhere")
-	f.DurationVar((*time.Duration)(&spec.Confidence), "confidence", 0, "how old a change must be before it is read, where the log is not in order (ScyllaDB; default 30s)")
+	f.DurationVar((*time.Duration)(&spec.Confidence), "confidence", 0, "how old a change must be before it is read, where the log is not in order (ScyllaDB; default 10s)")
 	f.DurationVar((*time.Duration)(&spec.Sweep), "sweep", 0, "how far back late changes are looked for, where the log is not in order (ScyllaDB; default 10m, negative: not)")
 }
 
