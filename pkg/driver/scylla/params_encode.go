@@ -239,11 +239,10 @@ func parseTimestamp(text string, quoted bool) (ms int64, ok bool) {
 			return 0, false
 		}
 	}
-	const most = math.MaxInt64/86400_000 - 1
-	if days > most || days < -most {
-		return 0, false
-	}
-	return days*86400_000 + ns/1e6 - offset*1000, true
+	// The first and the last day are longer than what 64 bits hold of them.
+	sum := new(big.Int).Mul(big.NewInt(days), big.NewInt(86400_000))
+	sum.Add(sum, big.NewInt(ns/1e6-offset*1000))
+	return sum.Int64(), sum.IsInt64()
 }
 
 // parseOffset gives seconds east of UTC.
