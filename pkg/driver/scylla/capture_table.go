@@ -3,7 +3,6 @@ package scylla
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -26,10 +25,9 @@ type captureTable struct {
 	// client is written into the changes.
 	client string
 	// table is the id of the base table, which one that is made anew has not.
-	table    gocql.UUID
-	base     []captureColumn // in the order of tableMeta
-	options  cdcOptions
-	onTablet bool
+	table   gocql.UUID
+	base    []captureColumn // in the order of tableMeta
+	options cdcOptions
 	// again reads rows of one batch of the log once more: their numbers and
 	// operations, and some columns as they are on the wire. Nil where there is no
 	// server to ask.
@@ -75,7 +73,6 @@ const (
 
 // cdcOptions is what the table's option cdc says of its log.
 type cdcOptions struct {
-	known     bool // the table has the option, or had it
 	enabled   bool
 	keysOnly  bool   // delta: keys
 	preimage  string // false, true, full
@@ -91,7 +88,7 @@ func readOptions(raw map[string]string) (o cdcOptions, err error) {
 	if raw == nil {
 		return o, nil
 	}
-	o = cdcOptions{known: true, enabled: raw["enabled"] == "true", keysOnly: raw["delta"] == "keys",
+	o = cdcOptions{enabled: raw["enabled"] == "true", keysOnly: raw["delta"] == "keys",
 		preimage: cmp.Or(raw["preimage"], "false"), postimage: raw["postimage"] == "true", ttl: defaultLogTTL}
 	if text, ok := raw["ttl"]; ok {
 		seconds, err := strconv.ParseInt(text, 10, 32)
@@ -114,11 +111,6 @@ func (b *Backend) captureTable(ctx context.Context, name driver.TableName) (*cap
 	if err != nil {
 		return nil, err
 	}
-	layout, err := b.keyspaceLayout(ctx, name.Schema)
-	if err != nil {
-		return nil, err
-	}
-	m.onTablet = layout == layoutTablets
 	m.again = func(stream []byte, at gocql.UUID, columns []string) ([]logRow, error) {
 		return b.logRows(name, stream, at, columns)
 	}
@@ -158,35 +150,10 @@ func newCaptureTable(name driver.TableName, meta *tableMeta) (m *captureTable, e
 	return m, nil
 }
 
-// The layouts of a keyspace: by which its logs' streams are found.
-const (
-	layoutVnodes  = "vnodes"
-	layoutTablets = "tablets"
-)
-
-// keyspaceLayout asks how the keyspace is laid out. A keyspace without a row, or
-// with one that has no number of tablets, is one of vnodes.
-func (b *Backend) keyspaceLayout(ctx context.Context, keyspace string) (string, error) {
-	layout := layoutVnodes
-	var tablets *int
-	err := b.catalog(ctx, `SELECT initial_tablets FROM system_schema.scylla_keyspaces WHERE keyspace_name = ?`,
-		[]any{keyspace}, []any{&tablets}, func() error {
-			if tablets != nil {
-				layout = layoutTablets
-			}
-			return nil
-		})
-	if isUnknownTable(err) {
-		return layoutVnodes, nil
-	}
-	return layout, err
-}
-
 // isUnknownTable reports whether a statement named a table, or a column of it,
 // that the server does not have.
 func isUnknownTable(err error) bool {
-	var refused gocql.RequestError
-	return errors.As(err, &refused) && refused.Code() == gocql.ErrCodeInvalid
+	return isCode(err, gocql.ErrCodeInvalid)
 }
 
 // againTimeout bounds the reading of one batch.
@@ -252,7 +219,6 @@ func (w *wireCell) UnmarshalCQL(_ gocql.TypeInfo, data []byte) error {
 
 func (m *captureTable) id() string         { return m.table.String() }
 func (m *captureTable) ttl() time.Duration { return m.options.ttl }
-func (m *captureTable) tablets() bool      { return m.onTablet }
 
 // columns describes the table for its schema change.
 func (m *captureTable) columns() []cdc.Column {
