@@ -1,0 +1,211 @@
+package scyllatest_test
+
+import (
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/athena-pipelines/athena/pkg/driver/scylla/scyllatest"
+)
+
+const newKeyspace = `CREATE KEYSPACE ks WITH replication = {'class': 'NetworkTopologyStrategy', 'replication_factor': 1}`
+
+// shownLog gives the log of ks.t as a table: the given columns, rows in the order of
+// the writes. Timeuuids are numbered in the order of their appearance.
+func shownLog(t *testing.T, c *scyllatest.Cluster, columns string) string {
+	t.Helper()
+	_, rows, err := c.Rows(`SELECT "cdc$time", "cdc$batch_seq_no", ` + columns + ` FROM ks.t_scylla_cdc_log`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	slices.SortStableFunc(rows, func(a, b []string) int { return strings.Compare(timeText(a[0])+a[1], timeText(b[0])+b[1]) })
+	ids := map[string]string{}
+	var out []string
+	for _, r := range rows {
+		line := strings.Join(r[2:], " | ")
+		line = timeuuidRE.ReplaceAllStringFunc(line, func(u string) string {
+			if ids[u] == "" {
+				ids[u] = "t" + string(rune('1'+len(ids)))
+			}
+			return ids[u]
+		})
+		out = append(out, r[1]+" | "+line)
+	}
+	return strings.Join(out, "\n")
+}
+
+var timeuuidRE = regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f]{4}-1[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}`)
+
+// timeText is a timeuuid in an order that is that of its time.
+func timeText(u string) string { return u[14:18] + u[9:13] + u[0:8] }
+
+// What is expected is what ScyllaDB's documentation shows (docs/features/cdc, of
+// August 2026), the page and section being the name of the case. Times and keys of
+// lists are numbered.
+func TestDoubleWritesTheLogThatIsDocumented(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		table, columns string
+		writes         []string
+		want           string
+	}{
+		"cdc-basic-operations, Updates: null is a deletion (cdc-advanced-types, introduction)": {
+			table: `(pk int, ck int, v int, PRIMARY KEY (pk, ck))`, columns: `pk, ck, v, "cdc$deleted_v"`,
+			writes: []string{`UPDATE ks.t SET v = 0 WHERE pk = 0 AND ck = 0`, `UPDATE ks.t SET v = null WHERE pk = 0 AND ck = 0`},
+			want: `0 | 0 | 0 | 0 | null
+0 | 0 | 0 | null | True`,
+		},
+		"cdc-basic-operations, Static rows in CDC": {
+			table: `(pk int, ck int, s int static, c int, PRIMARY KEY (pk, ck))`, columns: `pk, ck, s, c, "cdc$operation"`,
+			writes: []string{`UPDATE ks.t SET s = 0, c = 0 WHERE pk = 0 AND ck = 0`},
+			want: `0 | 0 | null | 0 | null | 1
+1 | 0 | 0 | null | 0 | 1`,
+		},
+		"cdc-basic-operations, Inserts in CDC": {
+			table: `(pk int, ck int, v1 int, v2 int, PRIMARY KEY (pk, ck))`, columns: `pk, ck, v1, "cdc$deleted_v1", v2, "cdc$deleted_v2", "cdc$operation"`,
+			writes: []string{`INSERT INTO ks.t (pk, ck, v1) VALUES (0, 0, 0)`, `INSERT INTO ks.t (pk, ck, v2) VALUES (0, 0, NULL)`},
+			want: `0 | 0 | 0 | 0 | null | null | null | 2
+0 | 0 | 0 | null | null | null | True | 2`,
+		},
+		"cdc-basic-operations, Inserts in CDC: a static column": {
+			table: `(pk int, ck int, s int static, c int, PRIMARY KEY (pk, ck))`, columns: `pk, ck, s, c, "cdc$operation"`,
+			writes: []string{`INSERT INTO ks.t (pk, ck, s, c) VALUES (0, 0, 0, 0)`},
+			want: `0 | 0 | null | 0 | null | 1
+1 | 0 | 0 | null | 0 | 2`,
+		},
+		"cdc-basic-operations, Row range deletions": {
+			table: `(pk int, ck int, v int, PRIMARY KEY (pk, ck))`, columns: `pk, ck, v, "cdc$operation"`,
+			writes: []string{`INSERT INTO ks.t (pk, ck, v) VALUES (0, 0, 0)`, `INSERT INTO ks.t (pk, ck, v) VALUES (0, 1, 1)`, `INSERT INTO ks.t (pk, ck, v) VALUES (0, 2, 2)`,
+				`INSERT INTO ks.t (pk, ck, v) VALUES (0, 3, 3)`, `DELETE FROM ks.t WHERE pk = 0 AND ck <= 2 and ck > 0`, `DELETE FROM ks.t WHERE pk = 0 AND ck < 3`},
+			want: `0 | 0 | 0 | 0 | 2
+0 | 0 | 1 | 1 | 2
+0 | 0 | 2 | 2 | 2
+0 | 0 | 3 | 3 | 2
+0 | 0 | 0 | null | 6
+1 | 0 | 2 | null | 7
+0 | 0 | null | null | 5
+1 | 0 | 3 | null | 8`,
+		},
+		"cdc-basic-operations, Range deletions with multi-column clustering keys": {
+			table: `(pk int, ck1 int, ck2 int, ck3 int, v int, PRIMARY KEY (pk, ck1, ck2, ck3))`, columns: `pk, ck1, ck2, ck3, v, "cdc$operation"`,
+			writes: []string{`DELETE FROM ks.t WHERE pk = 0 and ck1 = 0 AND ck2 > 0 AND ck2 < 3`},
+			want: `0 | 0 | 0 | 0 | null | null | 6
+1 | 0 | 0 | 3 | null | null | 8`,
+		},
+		"cdc-basic-operations, Partition deletion": {
+			table: `(pk int, ck int, v int, PRIMARY KEY (pk, ck))`, columns: `pk, ck, v, "cdc$operation"`,
+			writes: []string{`INSERT INTO ks.t (pk,ck,v) VALUES (0,0,0)`, `INSERT INTO ks.t (pk,ck,v) VALUES (0,1,1)`, `DELETE FROM ks.t WHERE pk = 0`},
+			want: `0 | 0 | 0 | 0 | 2
+0 | 0 | 1 | 1 | 2
+0 | 0 | null | null | 4`,
+		},
+		"cdc-advanced-types, Maps": {
+			table: `(pk int, ck int, v map<int, text>, PRIMARY KEY (pk, ck))`, columns: `v, "cdc$deleted_v", "cdc$deleted_elements_v", "cdc$operation"`,
+			writes: []string{
+				`UPDATE ks.t SET v = v + {1: 'v1', 2: 'v2'} WHERE pk = 0 AND ck = 0`,
+				`UPDATE ks.t SET v = v - {1, 2, 3} WHERE pk = 0 AND ck = 0`,
+				`UPDATE ks.t SET v = null WHERE pk = 0 AND ck = 0`,
+				`UPDATE ks.t SET v = {} WHERE pk = 0 AND ck = 0`,
+				`BEGIN UNLOGGED BATCH UPDATE ks.t SET v = {} WHERE pk = 0 AND ck = 0; UPDATE ks.t SET v = v + {1: 'v1', 2: 'v2'} WHERE pk = 0 AND ck = 0; APPLY BATCH`,
+				`UPDATE ks.t SET v = {1: 'v1', 2: 'v2'} WHERE pk = 0 AND ck = 0`,
+				`INSERT INTO ks.t (pk, ck, v) VALUES (0, 0, {1: 'v1', 2: 'v2'})`},
+			want: `0 | {1: 'v1', 2: 'v2'} | null | null | 1
+0 | null | null | {1, 2, 3} | 1
+0 | null | True | null | 1
+0 | null | True | null | 1
+0 | {1: 'v1', 2: 'v2'} | True | null | 1
+0 | {1: 'v1', 2: 'v2'} | True | null | 1
+0 | {1: 'v1', 2: 'v2'} | True | null | 2`,
+		},
+		"cdc-advanced-types, Sets": {
+			table: `(pk int, ck int, v set<int>, PRIMARY KEY (pk, ck))`, columns: `v, "cdc$deleted_v", "cdc$deleted_elements_v"`,
+			writes: []string{`UPDATE ks.t SET v = v + {1, 2} WHERE pk = 0 AND ck = 0`, `UPDATE ks.t SET v = v - {1, 2, 3} WHERE pk = 0 AND ck = 0`,
+				`UPDATE ks.t SET v = null WHERE pk = 0 AND ck = 0`, `UPDATE ks.t SET v = {} WHERE pk = 0 AND ck = 0`, `UPDATE ks.t SET v = {1, 2} WHERE pk = 0 AND ck = 0`},
+			want: `0 | {1, 2} | null | null
+0 | null | null | {1, 2, 3}
+0 | null | True | null
+0 | null | True | null
+0 | {1, 2} | True | null`,
+		},
+		"cdc-advanced-types, Lists": {
+			table: `(pk int, ck int, v list<int>, PRIMARY KEY (pk, ck))`, columns: `v, "cdc$deleted_v", "cdc$deleted_elements_v"`,
+			writes: []string{`UPDATE ks.t SET v = v + [1, 2, 1, 3] WHERE pk = 0 AND ck = 0`, `UPDATE ks.t SET v = v - [1] WHERE pk = 0 AND ck = 0`,
+				`UPDATE ks.t SET v = [] WHERE pk = 0 AND ck = 0`, `UPDATE ks.t SET v = [1, 2] WHERE pk = 0 AND ck = 0`,
+				`UPDATE ks.t SET v[SCYLLA_TIMEUUID_LIST_INDEX(0dd381f0-2fea-11eb-af55-000000000001)] = 0 WHERE pk = 0 AND ck = 0`,
+				`UPDATE ks.t SET v[SCYLLA_TIMEUUID_LIST_INDEX(0dd381f0-2fea-11eb-af55-000000000001)] = null WHERE pk = 0 AND ck = 0`},
+			want: `0 | {t1: 1, t2: 2, t3: 1, t4: 3} | null | null
+0 | null | null | {t1, t3}
+0 | null | True | null
+0 | {t5: 1, t6: 2} | True | null
+0 | {t7: 0} | null | null
+0 | null | null | {t7}`,
+		},
+		"cdc-advanced-types, User Defined Types": {
+			table: `(pk int, ck int, v ut, PRIMARY KEY (pk, ck))`, columns: `v, "cdc$deleted_v", "cdc$deleted_elements_v"`,
+			writes: []string{`UPDATE ks.t SET v.a = 0, v.b = 1 WHERE pk = 0 AND ck = 0`, `UPDATE ks.t SET v.a = null, v.b = null WHERE pk = 0 AND ck = 0`,
+				`UPDATE ks.t SET v = null WHERE pk = 0 AND ck = 0`, `UPDATE ks.t SET v = {a: 1, b: 2} WHERE pk = 0 AND ck = 0`},
+			want: `0 | {a: 0, b: 1, c: null} | null | null
+0 | {a: null, b: null, c: null} | null | {0, 1}
+0 | {a: null, b: null, c: null} | True | null
+0 | {a: 1, b: 2, c: null} | True | null`,
+		},
+		"cdc-preimages, Preimage rows": {
+			table: `(pk int, ck int, v1 int, v2 map<int, int>, PRIMARY KEY (pk, ck)) WITH cdc = {'enabled': true, 'preimage': true}`, columns: `"cdc$operation", pk, ck, v1, v2`,
+			writes: []string{`UPDATE ks.t SET v1 = 0 WHERE pk = 0 AND ck = 0`, `UPDATE ks.t SET v2 = v2 + {1:1, 2:2} WHERE pk = 0 AND ck = 0`, `UPDATE ks.t SET v2 = v2 + {2:3, 3:4} WHERE pk = 0 AND ck = 0`},
+			want: `0 | 1 | 0 | 0 | 0 | null
+0 | 0 | 0 | 0 | null | null
+1 | 1 | 0 | 0 | null | {1: 1, 2: 2}
+0 | 0 | 0 | 0 | null | {1: 1, 2: 2}
+1 | 1 | 0 | 0 | null | {2: 3, 3: 4}`,
+		},
+		"cdc-preimages, Preimage rows: full": {
+			table: `(pk int, ck int, v1 int, v2 map<int, int>, PRIMARY KEY (pk, ck)) WITH cdc = {'enabled': true, 'preimage': 'full'}`, columns: `"cdc$operation", pk, ck, v1, v2`,
+			writes: []string{`UPDATE ks.t SET v1 = 0 WHERE pk = 0 AND ck = 0`, `UPDATE ks.t SET v2 = v2 + {1:1, 2:2} WHERE pk = 0 AND ck = 0`, `UPDATE ks.t SET v2 = v2 + {2:3, 3:4} WHERE pk = 0 AND ck = 0`},
+			want: `0 | 1 | 0 | 0 | 0 | null
+0 | 0 | 0 | 0 | 0 | null
+1 | 1 | 0 | 0 | null | {1: 1, 2: 2}
+0 | 0 | 0 | 0 | 0 | {1: 1, 2: 2}
+1 | 1 | 0 | 0 | null | {2: 3, 3: 4}`,
+		},
+		"cdc-preimages, Preimage rows: none for ranges and partitions": {
+			table: `(pk int, ck int, v int, PRIMARY KEY (pk, ck)) WITH cdc = {'enabled': true, 'preimage': true}`, columns: `"cdc$operation", pk, ck, v`,
+			writes: []string{`UPDATE ks.t SET v = 0 WHERE pk = 0 AND ck = 0`, `UPDATE ks.t SET v = 0 WHERE pk = 0 AND ck = 1`, `UPDATE ks.t SET v = 0 WHERE pk = 0 AND ck = 2`,
+				`UPDATE ks.t SET v = 1 WHERE pk = 0 AND ck = 0`, `INSERT INTO ks.t (pk, ck, v) VALUES (0, 0, 2)`, `DELETE FROM ks.t WHERE pk = 0 AND ck = 0`,
+				`DELETE FROM ks.t WHERE pk = 0 AND ck >= 1 AND ck < 2`, `DELETE FROM ks.t WHERE pk = 0`},
+			want: `0 | 1 | 0 | 0 | 0
+0 | 1 | 0 | 1 | 0
+0 | 1 | 0 | 2 | 0
+0 | 0 | 0 | 0 | 0
+1 | 1 | 0 | 0 | 1
+0 | 0 | 0 | 0 | 1
+1 | 2 | 0 | 0 | 2
+0 | 0 | 0 | 0 | 2
+1 | 3 | 0 | 0 | null
+0 | 5 | 0 | 1 | null
+1 | 8 | 0 | 2 | null
+0 | 4 | 0 | null | null`,
+		},
+		"cdc-preimages, Preimages and non-atomic columns": {
+			table: `(pk int, ck int, v set<int>, PRIMARY KEY (pk, ck)) WITH cdc = {'enabled': true, 'preimage': true}`, columns: `"cdc$operation", pk, ck, v`,
+			writes: []string{`UPDATE ks.t SET v = {1, 2} WHERE pk = 0 AND ck = 0`, `UPDATE ks.t SET v = v + {3} WHERE pk = 0 AND ck = 0`},
+			want: `0 | 1 | 0 | 0 | {1, 2}
+0 | 0 | 0 | 0 | {1, 2}
+1 | 1 | 0 | 0 | {3}`,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := scyllatest.Start(t)
+			def := tt.table
+			if !strings.Contains(def, "WITH") {
+				def += ` WITH cdc = {'enabled': true}`
+			}
+			c.MustExec(t, newKeyspace, `CREATE TYPE ks.ut (a int, b int, c int)`, `CREATE TABLE ks.t `+def)
+			c.MustExec(t, tt.writes...)
+			if got := shownLog(t, c, tt.columns); got != tt.want {
+				t.Errorf("the log is\n%s\nand should be\n%s", got, tt.want)
+			}
+		})
+	}
+}
