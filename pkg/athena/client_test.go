@@ -96,6 +96,18 @@ func TestDecodeClientNamesWhatIsWrong(t *testing.T) {
 		"a connection as text":              {conn("postgres", `"pl4nted"`), "connection", "it must be an object"},
 		"another engine's connection":       {conn("s3", `{"dsn":"pl4nted"}`), "connection.dsn", "unknown field"},
 		"no contact points":                 {conn("scylla", `{"hosts":[]}`), "connection.hosts", "at least one"},
+		"a contact point with a scheme":     {conn("scylla", `{"hosts":["h","cql://h:9042"]}`), "connection.hosts[1]", "host:port"},
+		"a contact point of no name":        {conn("scylla", `{"hosts":[""]}`), "connection.hosts[0]", "host:port"},
+		"a port of no number":               {conn("scylla", `{"hosts":["h:cql"]}`), "connection.hosts[0]", "host:port"},
+		"a port beyond the last":            {conn("scylla", `{"hosts":["h:65536"]}`), "connection.hosts[0]", "host:port"},
+		"an address that does not end":      {conn("scylla", `{"hosts":["[::1:9042"]}`), "connection.hosts[0]", "host:port"},
+		"a keyspace in quotes":              {conn("scylla", `{"hosts":["h"],"keyspace":"\"Ks\""}`), "connection.keyspace", "without quotes"},
+		"a consistency of another engine":   {conn("scylla", `{"hosts":["h"],"consistency":"local_quorum"}`), "connection.consistency", "LOCAL_QUORUM"},
+		"a consistency for conditions":      {conn("scylla", `{"hosts":["h"],"consistency":"SERIAL"}`), "connection.consistency", "LOCAL_QUORUM"},
+		"a serial consistency of reads":     {conn("scylla", `{"hosts":["h"],"serial_consistency":"QUORUM"}`), "connection.serial_consistency", "LOCAL_SERIAL"},
+		"a password without a name":         {conn("scylla", `{"hosts":["h"],"password":"env:P"}`), "connection.username", "go together"},
+		"a name without a password":         {conn("scylla", `{"hosts":["h"],"username":"u"}`), "connection.username", "go together"},
+		"a datacenter with white space":     {conn("scylla", `{"hosts":["h"],"datacenter":" dc1"}`), "connection.datacenter", "white space"},
 		"a contact point that is a number":  {conn("scylla", `{"hosts":["h",5]}`), "connection.hosts[1]", "it must be a string"},
 		"more connections than are allowed": {conn("postgres", `{"dsn":"x","max_conns":1001}`), "connection.max_conns", "between 1 and 1000"},
 		"no bucket":                         {conn("s3", `{}`), "connection.bucket", "missing"},
@@ -279,9 +291,10 @@ func TestEncodeStored(t *testing.T) {
 		case athena.EnginePostgres:
 			c.Connection = athena.PostgresConn{DSN: reference.Draw(t, "dsn"), MaxConns: rapid.IntRange(0, 1000).Draw(t, "conns")}
 		case athena.EngineScylla:
-			conn := athena.ScyllaConn{Hosts: rapid.SliceOfN(word, 1, 3).Draw(t, "hosts")}
+			host := rapid.StringMatching(`[a-z][a-z0-9.-]{0,20}(:[1-9][0-9]{0,3})?`)
+			conn := athena.ScyllaConn{Hosts: rapid.SliceOfN(host, 1, 3).Draw(t, "hosts")}
 			if rapid.Bool().Draw(t, "has password") {
-				conn.Password, conn.TLS = reference.Draw(t, "password"), &athena.TLS{SkipVerify: true}
+				conn.Username, conn.Password, conn.TLS = word.Draw(t, "username"), reference.Draw(t, "password"), &athena.TLS{SkipVerify: true}
 			}
 			c.Connection = conn
 		case athena.EngineS3:
@@ -510,4 +523,17 @@ func FuzzDecodeClient(f *testing.F) {
 			t.Fatalf("stored as %s, then as %s (%v)", stored, again, err)
 		}
 	})
+}
+
+func TestScyllaAddresses(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		"node1": "node1:9042", "node1:19042": "node1:19042", "10.0.0.1": "10.0.0.1:9042", "10.0.0.1:9043": "10.0.0.1:9043",
+		"::1": "[::1]:9042", "[::1]": "[::1]:9042", "[2001:db8::1]:9043": "[2001:db8::1]:9043", "node-1.dc_2.example.com": "node-1.dc_2.example.com:9042",
+	} {
+		got, err := athena.ScyllaConn{Hosts: []string{text}}.Addresses()
+		if err != nil || len(got) != 1 || got[0] != want {
+			t.Errorf("%s is %v, %v; want %s", text, got, err, want)
+		}
+	}
 }

@@ -1,5 +1,15 @@
 package athena
 
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+)
+
 // An Engine names a kind of backend. It is the tag of the Connection union.
 type Engine string
 
@@ -38,15 +48,28 @@ type PostgresConn struct {
 
 // ScyllaConn reaches a ScyllaDB cluster.
 type ScyllaConn struct {
-	// Hosts are contact points, host or host:port.
-	Hosts       []string `json:"hosts"`
-	Keyspace    string   `json:"keyspace,omitempty"`
-	Datacenter  string   `json:"datacenter,omitempty"`
-	Username    string   `json:"username,omitempty"`
-	Password    Secret   `json:"password,omitzero"`
-	TLS         *TLS     `json:"tls,omitempty"`
-	Consistency string   `json:"consistency,omitempty"`
-	MaxConns    int      `json:"max_conns,omitempty"`
+	// Hosts are contact points, host or host:port; an IPv6 address with a port
+	// stands in brackets. Without a port it is 9042. The other nodes are learnt
+	// from them, and reached at the port of the first.
+	Hosts []string `json:"hosts"`
+	// Keyspace is that of tables whose name has none.
+	Keyspace string `json:"keyspace,omitempty"`
+	// Datacenter holds the connection to one datacenter: nodes of others are asked
+	// nothing, also while all of this one are down. Empty is any.
+	Datacenter string `json:"datacenter,omitempty"`
+	// Username and Password go together; both are empty in a cluster that lets
+	// everybody in.
+	Username string `json:"username,omitempty"`
+	Password Secret `json:"password,omitzero"`
+	TLS      *TLS   `json:"tls,omitempty"`
+	// Consistency is how many replicas answer for a statement: one of
+	// Consistencies, and LOCAL_QUORUM if it is empty. SerialConsistency is SERIAL or
+	// LOCAL_SERIAL, for the conditions of a statement (IF); empty is the server's.
+	Consistency       string `json:"consistency,omitempty"`
+	SerialConsistency string `json:"serial_consistency,omitempty"`
+	// MaxConns is the most connections that one process opens to each node; 1 to
+	// 1000, and 0 stands for 2. ScyllaDB gets one for each of its shards instead.
+	MaxConns int `json:"max_conns,omitempty"`
 }
 
 // S3Conn reaches one bucket, and within it one prefix, of an S3-compatible
@@ -110,11 +133,75 @@ func (c PostgresConn) validate() error {
 }
 
 func (c ScyllaConn) validate() error {
-	if len(c.Hosts) == 0 {
-		return Errorf(CodeInvalidRequest, "connection.hosts is empty; name at least one contact point").At("connection.hosts")
+	if _, err := c.Addresses(); err != nil {
+		return err
+	}
+	switch {
+	case c.Keyspace != "" && !keyspaceName.MatchString(c.Keyspace):
+		return Errorf(CodeInvalidRequest, "connection.keyspace %q is no name of a keyspace; it has 1 to 48 letters, digits and _, without quotes", clip(c.Keyspace, 60)).At("connection.keyspace")
+	case strings.TrimSpace(c.Datacenter) != c.Datacenter:
+		return Errorf(CodeInvalidRequest, "connection.datacenter %q has white space around it", clip(c.Datacenter, 60)).At("connection.datacenter")
+	case (c.Username == "") != c.Password.IsZero():
+		return Errorf(CodeInvalidRequest, "connection.username and connection.password go together; give both, or neither for a cluster without logins").At("connection.username")
+	case c.Consistency != "" && !slices.Contains(Consistencies(), c.Consistency):
+		return Errorf(CodeInvalidRequest, "connection.consistency is %q; it must be one of %s", clip(c.Consistency, 40), strings.Join(Consistencies(), ", ")).At("connection.consistency")
+	case c.SerialConsistency != "" && c.SerialConsistency != "SERIAL" && c.SerialConsistency != "LOCAL_SERIAL":
+		return Errorf(CodeInvalidRequest, "connection.serial_consistency is %q; it must be SERIAL or LOCAL_SERIAL", clip(c.SerialConsistency, 40)).At("connection.serial_consistency")
 	}
 	return maxConns(c.MaxConns)
 }
+
+// Consistencies lists what ScyllaConn.Consistency may be.
+func Consistencies() []string {
+	return []string{"ONE", "TWO", "THREE", "QUORUM", "ALL", "LOCAL_ONE", "LOCAL_QUORUM", "EACH_QUORUM"}
+}
+
+var keyspaceName = regexp.MustCompile(`^[a-zA-Z0-9_]{1,48}$`)
+
+// Addresses are the contact points, each as host:port.
+func (c ScyllaConn) Addresses() ([]string, error) {
+	if len(c.Hosts) == 0 {
+		return nil, Errorf(CodeInvalidRequest, "connection.hosts is empty; name at least one contact point").At("connection.hosts")
+	}
+	list := make([]string, len(c.Hosts))
+	for i, h := range c.Hosts {
+		at := fmt.Sprintf("connection.hosts[%d]", i)
+		host, port, ok := splitHost(h)
+		if !ok {
+			return nil, Errorf(CodeInvalidRequest, "%s is %q; write a host or host:port, such as node1:9042 or [2001:db8::1]:9042", at, clip(h, 80)).At(at)
+		}
+		list[i] = net.JoinHostPort(host, port)
+	}
+	return list, nil
+}
+
+// cqlPort is where nodes listen unless they are told otherwise.
+const cqlPort = "9042"
+
+// splitHost parts host, host:port, an IPv6 address and [address]:port.
+func splitHost(s string) (host, port string, ok bool) {
+	host, port = s, cqlPort
+	switch _, err := netip.ParseAddr(s); {
+	case err == nil: // an IPv6 address has colons of its own
+	case strings.HasPrefix(s, "[") && strings.HasSuffix(s, "]"):
+		host = s[1 : len(s)-1]
+	case strings.Contains(s, ":"):
+		if host, port, err = net.SplitHostPort(s); err != nil {
+			return "", "", false
+		}
+	}
+	n, err := strconv.ParseUint(port, 10, 16)
+	if err != nil || n == 0 || host == "" || strings.ContainsFunc(host, notInHost) {
+		return "", "", false
+	}
+	if _, err := netip.ParseAddr(host); err != nil && strings.Contains(host, ":") {
+		return "", "", false
+	}
+	return host, port, true
+}
+
+// notInHost reports what cannot stand in the name or the address of a host.
+func notInHost(r rune) bool { return r <= ' ' || strings.ContainsRune(`/@\"'[]`, r) || r == 0x7f }
 
 func (c S3Conn) validate() error {
 	if c.Bucket == "" {

@@ -36,7 +36,6 @@ type Backend struct {
 func Driver() driver.Driver { return driver.New(Open) }
 
 const (
-	defaultPort  = 9042
 	defaultConns = 2
 	// connectTimeout bounds one step of making a connection: the dial, the
 	// handshake, each of the first requests.
@@ -92,22 +91,24 @@ func openSession(ctx context.Context, cfg *gocql.ClusterConfig) (*gocql.Session,
 
 // clusterConfig is what gocql is told.
 func clusterConfig(conn athena.ScyllaConn) (*gocql.ClusterConfig, error) {
-	cfg := gocql.NewCluster()
-	for _, h := range conn.Hosts {
-		host, port, err := hostPort(h)
-		if err != nil {
-			return nil, err
-		}
-		cfg.Hosts = append(cfg.Hosts, net.JoinHostPort(host, strconv.Itoa(port)))
-		if cfg.Port == 0 {
-			cfg.Port = port // of the nodes that the contact points tell of
-		}
+	addresses, err := conn.Addresses()
+	if err != nil {
+		return nil, err
 	}
+	cfg := gocql.NewCluster(addresses...)
+	// Of the nodes that the contact points tell of.
+	_, port, _ := net.SplitHostPort(addresses[0])
+	cfg.Port, _ = strconv.Atoi(port)
 	cfg.Keyspace = conn.Keyspace
 	cfg.Consistency = gocql.LocalQuorum
 	if conn.Consistency != "" {
 		if err := cfg.Consistency.UnmarshalText([]byte(conn.Consistency)); err != nil {
-			return nil, athena.Errorf(athena.CodeInvalidRequest, "connection.consistency %q is none", conn.Consistency).At("connection.consistency")
+			return nil, athena.Errorf(athena.CodeInvalidRequest, "connection.consistency %q is not known", conn.Consistency).At("connection.consistency")
+		}
+	}
+	if conn.SerialConsistency != "" {
+		if err := cfg.SerialConsistency.UnmarshalText([]byte(conn.SerialConsistency)); err != nil {
+			return nil, athena.Errorf(athena.CodeInvalidRequest, "connection.serial_consistency %q is not known", conn.SerialConsistency).At("connection.serial_consistency")
 		}
 	}
 	hosts := gocql.RoundRobinHostPolicy()
@@ -130,24 +131,12 @@ func clusterConfig(conn athena.ScyllaConn) (*gocql.ClusterConfig, error) {
 	if cfg.NumConns == 0 {
 		cfg.NumConns = defaultConns
 	}
-	cfg.ProtoVersion = 4
+	cfg.ProtoVersion = protocol
 	cfg.ConnectTimeout = connectTimeout
 	cfg.ReconnectInterval = reconnectInterval
 	cfg.RetryPolicy = retryPolicy{}
 	cfg.Logger = log.New(io.Discard, "", 0) // it would write to the standard error
 	return cfg, nil
-}
-
-// hostPort parts a contact point.
-func hostPort(s string) (host string, port int, err error) {
-	host, text, err := net.SplitHostPort(s)
-	if err != nil {
-		return s, defaultPort, nil
-	}
-	if port, err = strconv.Atoi(text); err != nil {
-		return "", 0, athena.Errorf(athena.CodeInvalidRequest, "connection.hosts names %q, which has no port", s).At("connection.hosts")
-	}
-	return host, port, nil
 }
 
 // Ping reports whether the cluster answers now.
