@@ -123,6 +123,9 @@ func server(t testing.TB, nodes []*node) *Server {
 	t.Cleanup(func() {
 		if t.Failed() {
 			for _, n := range nodes {
+				if n.log.last() == "" {
+					continue
+				}
 				t.Logf("the last that %s logged:\n%s", n.addr(), n.log.last())
 			}
 		}
