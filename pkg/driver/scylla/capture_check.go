@@ -343,8 +343,8 @@ func (b *Backend) try(ctx context.Context, cql string) error {
 }
 
 func isCode(err error, code int) bool {
-	var refused gocql.RequestError
-	return errors.As(err, &refused) && refused.Code() == code
+	var refused serverError
+	return errors.As(err, &refused) && refused.GetCode() == code
 }
 
 // checkStreams looks for the generation of streams that is written to now.
