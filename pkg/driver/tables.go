@@ -48,6 +48,8 @@ type TableShape struct {
 	// Rows and Bytes are estimated; -1 is not known.
 	Rows  int64 `json:"rows"`
 	Bytes int64 `json:"bytes"`
+	// Notes are what else of the engine's own matters to who reads the table.
+	Notes []string `json:"notes,omitempty"`
 }
 
 // A TableRead says what is read of a table.
@@ -172,6 +174,9 @@ type TableTarget struct {
 	TTL       string `json:"ttl,omitempty"`
 	// Run names the staging table.
 	Run string `json:"run"`
+	// Checkpoint says whose checkpoint the transaction will commit, where that is known
+	// when it begins: who settles writes by time keeps the last of them there.
+	Checkpoint CheckpointKey `json:"checkpoint,omitzero"`
 }
 
 // ChangeColumns are the columns of a change in a log, before those of its row.

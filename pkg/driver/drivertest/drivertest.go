@@ -70,10 +70,25 @@ type Harness struct {
 	// Uncounted says that the engine does not count what a write affects.
 	Uncounted bool
 
+	// Tables says in what tables are not as records have them.
+	Tables Tables
+
 	Statements Statements
 
 	// Objects is needed if objects are claimed.
 	Objects *Objects
+}
+
+// Tables says in what an engine's tables are not as records have them; the zero value
+// is in nothing.
+type Tables struct {
+	// Kept is the type that a column of a type has that was created; nil is the same
+	// for all. Where a decimal is kept without its digits, any number fits.
+	Kept func(record.Type) record.Type
+	// Milliseconds says that timestamps have these, and that what is finer is cut.
+	Milliseconds bool
+	// Loose says that rows are there before Commit, and stay without it.
+	Loose bool
 }
 
 // Statements are written in the engine's language, with {t} for the name of a

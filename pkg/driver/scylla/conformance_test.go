@@ -13,6 +13,7 @@ import (
 	"github.com/athena-pipelines/athena/pkg/driver/drivertest"
 	"github.com/athena-pipelines/athena/pkg/driver/scylla"
 	"github.com/athena-pipelines/athena/pkg/driver/scylla/cassandratest"
+	"github.com/athena-pipelines/athena/pkg/driver/scylla/scyllatest"
 )
 
 // harness is what the suite must know of CQL, whatever answers it. The keyspace
@@ -46,6 +47,7 @@ func harness(t *testing.T, addr string, conn athena.ScyllaConn) drivertest.Harne
 		Stall:     func(*testing.T) func() { return front.hold() },
 		Rows:      generated,
 		Upserts:   true, Uncounted: true,
+		Tables: drivertest.Tables{Kept: kept, Milliseconds: true, Loose: true},
 		Statements: drivertest.Statements{
 			Create:     `CREATE TABLE {t} (id bigint PRIMARY KEY, name text)`,
 			Drop:       []string{`DROP TABLE {t}`},
@@ -97,6 +99,33 @@ func load(t *testing.T, session *gocql.Session, keyspace string) {
 	if err := g.Wait(); err != nil {
 		t.Fatal(err)
 	}
+}
+
+func TestConformanceDouble(t *testing.T) {
+	t.Parallel()
+	const password = "pl4nted-password"
+	double := scyllatest.Start(t, scyllatest.Password("tester", password))
+	double.MustExec(t, `CREATE KEYSPACE conformance WITH replication = {'class': 'NetworkTopologyStrategy', 'datacenter1': 1}`)
+	conn := athena.ScyllaConn{Hosts: double.Hosts(), Username: "tester", Password: athena.NewSecret(password), Keyspace: "conformance"}
+	load(t, session(t, conn), conn.Keyspace)
+	h := harness(t, double.Hosts()[0], conn)
+	h.Statements.MidError = `SELECT w AS v FROM mid WHERE p = 1`
+	double.Fail(func(r scyllatest.Request) bool { return r.Page > 0 && strings.Contains(r.CQL, "FROM mid") }, scyllatest.Invalid("a page that fails"), -1)
+	double.ExpectUnknown("SELCT 1")
+	drivertest.Run(t, h)
+}
+
+// session is one of gocql's own.
+func session(t *testing.T, conn athena.ScyllaConn) *gocql.Session {
+	t.Helper()
+	cfg := gocql.NewCluster(conn.Hosts...)
+	cfg.Authenticator = gocql.PasswordAuthenticator{Username: conn.Username, Password: conn.Password.Reveal()}
+	s, err := cfg.CreateSession()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	return s
 }
 
 func TestConformanceCassandra(t *testing.T) {
