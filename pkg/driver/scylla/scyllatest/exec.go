@@ -45,10 +45,13 @@ func (k *conn) query(m *message.Query, caught bool) (reply message.Message) {
 	if caught {
 		return k.run(m, m.Query)
 	}
+	return k.execute(k.compile(m.Query), m.Options)
+}
+
+func (k *conn) compile(cql string) *plan {
 	k.c.mu.RLock()
-	p := k.c.compile(k, m.Query)
-	k.c.mu.RUnlock()
-	return k.execute(p, m.Options)
+	defer k.c.mu.RUnlock()
+	return k.c.compile(k, cql)
 }
 
 func (c *Cluster) text(id []byte) string {
@@ -246,9 +249,7 @@ func (k *conn) wireBatch(m *message.Batch) message.Message {
 		if ch.Id != nil {
 			p = k.c.plan(ch.Id)
 		} else {
-			k.c.mu.RLock()
-			p = k.c.compile(k, ch.Query)
-			k.c.mu.RUnlock()
+			p = k.compile(ch.Query)
 		}
 		if p.write == nil {
 			panic(invalid("Invalid statement in batch: only UPDATE, INSERT and DELETE statements are allowed."))
