@@ -327,7 +327,7 @@ func (p *selectPlan) emit(e *env) [][]byte {
 func (p *selectPlan) scan(e *env, conds []cond, s pageState, fn func(*pageState) bool) {
 	for _, part := range p.partitions(conds, s) {
 		resumed := s.resumed && bytes.Equal(part.key, s.key)
-		if resumed && s.static {
+		if resumed && (s.static || len(p.t.ck) == 0) { // it has one row, which was given
 			continue
 		}
 		st := pageState{token: part.token, key: part.key, left: s.left, page: s.page}
