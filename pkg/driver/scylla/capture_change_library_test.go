@@ -23,7 +23,7 @@ import (
 )
 
 // readLog reads a table's log by scylla-cdc-go until it has given so many batches.
-func readLog(t *testing.T, b *Backend, name driver.TableName, batches int) (read []scyllacdc.Change) {
+func readLog(t testing.TB, b *Backend, name driver.TableName, batches int) (read []scyllacdc.Change) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()

@@ -238,6 +238,13 @@ func row(t testing.TB, text string) (r cdcfixture.Row) {
 	return r
 }
 
+func rowsFrom(t testing.TB, texts ...string) (rows []cdcfixture.Row) {
+	for _, text := range texts {
+		rows = append(rows, row(t, text))
+	}
+	return rows
+}
+
 func TestWhatCannotBeToldIsRejected(t *testing.T) {
 	t.Parallel()
 	tests := map[string]struct {
@@ -263,11 +270,7 @@ func TestWhatCannotBeToldIsRejected(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			m := tableOf(t, "pk int partition_key", "ck int clustering", "v int")
-			var rows []cdcfixture.Row
-			for _, text := range tc.rows {
-				rows = append(rows, row(t, text))
-			}
-			changes, rejected, err := m.decodeBatch(batchesOf(t, m, rows)[0])
+			changes, rejected, err := m.decodeBatch(batchesOf(t, m, rowsFrom(t, tc.rows...))[0])
 			if err != nil || len(changes) != tc.told || len(rejected) != len(tc.op) {
 				t.Fatalf("%d changes, %d rejected, %v; want %d and %d", len(changes), len(rejected), err, tc.told, len(tc.op))
 			}
@@ -293,11 +296,10 @@ func TestABatchThatHasRowsOfAnotherIsParted(t *testing.T) {
 	m := tableOf(t, "pk int partition_key", "ck int clustering", "v int")
 	// An insert whose end is missing, and then the batch that was read with it: an
 	// image and its update.
-	rows := batchesOf(t, m, []cdcfixture.Row{
-		row(t, `{"cdc$batch_seq_no":0,"cdc$operation":1,"pk":1,"ck":1,"v":1}`),
-		row(t, `{"cdc$batch_seq_no":0,"cdc$operation":0,"pk":1,"ck":2,"v":2}`),
-		row(t, `{"cdc$batch_seq_no":1,"cdc$operation":1,"pk":1,"ck":2,"v":3}`),
-	})[0]
+	rows := batchesOf(t, m, rowsFrom(t,
+		`{"cdc$batch_seq_no":0,"cdc$operation":1,"pk":1,"ck":1,"v":1}`,
+		`{"cdc$batch_seq_no":0,"cdc$operation":0,"pk":1,"ck":2,"v":2}`,
+		`{"cdc$batch_seq_no":1,"cdc$operation":1,"pk":1,"ck":2,"v":3}`))[0]
 	m.again = func(stream []byte, at gocql.UUID, columns []string) ([]logRow, error) {
 		if !bytes.Equal(stream, rows.stream) || at != rows.at || len(columns) > 0 {
 			t.Errorf("read again: %x %s %q", stream, at, columns)

@@ -314,7 +314,7 @@ func compareWire(t gocql.TypeInfo, a, b []byte) int {
 		if len(a) < 4 || len(b) < 4 {
 			return bytes.Compare(a, b)
 		}
-		return decimalOf(a).Cmp(decimalOf(b))
+		return compareDecimals(decimalOf(a), decimalOf(b))
 	case gocql.TypeTimeUUID:
 		return compareTimeUUID(a, b)
 	case gocql.TypeUUID:
@@ -360,6 +360,22 @@ func b2i(b bool) int {
 
 func decimalOf(data []byte) *inf.Dec {
 	return inf.NewDecBig(new(big.Int).Set(bigInt(data[4:])), inf.Scale(int32(binary.BigEndian.Uint32(data))))
+}
+
+// compareDecimals brings numbers to one scale only if they are near each other: a
+// scale may be so large that there is no memory for the digits.
+func compareDecimals(a, b *inf.Dec) int {
+	sign := a.Sign()
+	if sign != b.Sign() || sign == 0 {
+		return cmp.Compare(sign, b.Sign())
+	}
+	magnitude := func(d *inf.Dec) int64 {
+		return int64(len(new(big.Int).Abs(d.UnscaledBig()).Text(10))) - int64(d.Scale())
+	}
+	if c := cmp.Compare(magnitude(a), magnitude(b)); c != 0 {
+		return c * sign
+	}
+	return a.Cmp(b)
 }
 
 func timeOf(u []byte) int64 { return gocql.UUID(u).Timestamp() }
