@@ -38,6 +38,7 @@ import (
 	"github.com/athena-pipelines/athena/pkg/driver"
 	"github.com/athena-pipelines/athena/pkg/driver/postgres"
 	"github.com/athena-pipelines/athena/pkg/driver/s3"
+	"github.com/athena-pipelines/athena/pkg/driver/scylla"
 	"github.com/athena-pipelines/athena/pkg/ops"
 	"github.com/athena-pipelines/athena/pkg/remote"
 	"github.com/athena-pipelines/athena/pkg/resolver"
@@ -54,6 +55,7 @@ import (
 func drivers() map[athena.Engine]driver.Driver {
 	return map[athena.Engine]driver.Driver{
 		athena.EnginePostgres: driver.New(postgres.Open),
+		athena.EngineScylla:   driver.New(scylla.Open),
 		athena.EngineS3:       driver.New(s3.Open),
 	}
 }
