@@ -237,7 +237,7 @@ func (d doc) typeOf(s value) template.HTML {
 		}
 		return template.HTML(strings.Join(words, " · "))
 	}
-	for _, union := range []struct{ key, word string }{{"oneOf", " or "}, {"allOf", " with "}} {
+	for _, union := range []struct{ key, word string }{{"oneOf", " or "}, {"anyOf", " or "}, {"allOf", " with "}} {
 		if list := s.at(union.key).items(); len(list) > 0 && s.text("type") == "" {
 			words := make([]string, len(list))
 			for i, v := range list {
