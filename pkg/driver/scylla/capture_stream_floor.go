@@ -21,8 +21,8 @@ type floor struct {
 	begin  ticks // where reading began in this generation
 	groups []*group
 	of     map[string]*group // by stream
-	// next is where the generation that follows begins; 0 is none that is known,
-	// and looked is when that was looked at last.
+	// next is where the generation that follows begins; 0 is none that is known.
+	// All that begin by looked are known.
 	next, looked ticks
 }
 
@@ -65,9 +65,9 @@ func (f *floor) stir(stream string) {
 	}
 }
 
-// look notes where generations begin, as the server told at a time or later.
-func (f *floor) look(begins []ticks, at ticks) {
-	f.looked = max(f.looked, at)
+// look notes where generations begin, among them all that begin by a time.
+func (f *floor) look(begins []ticks, by ticks) {
+	f.looked = max(f.looked, by)
 	f.next = 0
 	for _, b := range begins {
 		if b > f.begin && len(f.groups) > 0 && (f.next == 0 || b < f.next) {

@@ -307,7 +307,7 @@ func (w *watch) looked(q gocql.ObservedQuery) error {
 	for _, r := range readers {
 		start = min(start, r.start)
 	}
-	asked := ticksOf(time.Now())
+	asked := ticksOf(time.Now().Add(-w.stream.pace.confidence / 2)) // what began by then is told now
 	begins, err := readers[0].gate.pass(ctx, start)
 	if err != nil {
 		return ignoreDone(ctx, err)

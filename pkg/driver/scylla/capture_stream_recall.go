@@ -80,12 +80,21 @@ func (s *changeStream) readRest(ctx context.Context) error {
 	for _, m := range s.main {
 		if m.hash == s.rest.table {
 			r = s.reader(m.name, m.table.Load(), m.gate, ticks(s.rest.at.Timestamp())-1)
-			r.session, r.advance = m.session, m.advance
+			r.advance = m.advance
 		}
 	}
 	if r == nil {
 		return nil // the table is captured no more
 	}
+	// A session of its own: where the library is stopped it leaves questions behind,
+	// which would be taken for those of the reader that follows.
+	w := &watch{stream: s}
+	var err error
+	if w.session, err = s.backend.openWatched(ctx, w); err != nil {
+		return err
+	}
+	defer w.session.Close()
+	r.session = w.session
 	stream := string(s.rest.stream[:])
 	r.done[stream] = gocql.UUID{}
 	r.others = gocql.MaxTimeUUID(time.Now().Add(24 * time.Hour)) // they are not read
@@ -121,9 +130,9 @@ func (s *changeStream) readRest(ctx context.Context) error {
 		return &driver.SourceLost{Code: "log_expired", Message: fmt.Sprintf(
 			"the log of %s no longer has the batch %s, of which only a part is stored; disable the capture and enable it again, or set on_loss to resnapshot", r.name, s.rest.tx())}
 	}
-	s.watch.follow(ctx, []*logReader{r})
 	rctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	w.follow(rctx, []*logReader{r})
 	ended := make(chan error, 1)
 	go func() { ended <- r.run(rctx) }()
 	select {

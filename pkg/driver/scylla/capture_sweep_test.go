@@ -1,0 +1,151 @@
+package scylla_test
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/athena-pipelines/athena/pkg/cdc"
+)
+
+// ageMark makes a mark older.
+func ageMark(t *testing.T, mark string, d time.Duration) string {
+	t.Helper()
+	parts := strings.Split(mark, ".")
+	for _, i := range []int{0, 2} {
+		n, err := strconv.ParseInt(parts[i], 16, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		parts[i] = fmt.Sprintf("%016X", n-int64(d/100))
+	}
+	return strings.Join(parts, ".")
+}
+
+func TestDoubleSweepFindsWhatWasWrittenLate(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, "t")
+	f.setup.Sweep = 3 * time.Second
+	start := f.start()
+	early := time.Now()
+	f.batch("t", early, 2, 1)
+	release := f.cluster.HoldLog("ks.t")
+	f.batch("t", early.Add(-time.Millisecond), 1, 7)
+	f.batch("t", early.Add(time.Millisecond), 1, 8)
+	f.exec(`DELETE FROM ks.t USING TIMESTAMP ? WHERE pk = 7 AND ck = 5`, early.UnixMicro())
+	f.exec(`DELETE FROM ks.t USING TIMESTAMP ? WHERE pk = 9`, early.UnixMicro())
+	p := &tape{t: t}
+	// The reader is beyond before the late ones appear: one of a row that was written
+	// over since, one of a row that is gone.
+	if err := p.run(f.backend, p.config(f.setup, start), 2*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(p.rows()); n != 2 {
+		t.Fatalf("the stream has %d changes", n)
+	}
+	release()
+	late := f.batches()
+	f.cluster.MustExec(t, `UPDATE ks.t SET v = 777 WHERE pk = 7 AND ck = 0`, `DELETE FROM ks.t WHERE pk = 8 AND ck = 0`)
+	want := 2 + 2 + 2 + 2 + 1 + 2 // a late change of a row is two
+	for round := 0; len(p.rows()) < want; round++ {
+		if round > 30 {
+			t.Fatal("it does not come to an end")
+		}
+		p.crash, p.want = 2+round%2, want // in the midst of a batch that is late, too
+		if err := p.run(f.backend, p.config(f.setup, start), 20*time.Second); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// And nothing comes again.
+	p.crash, p.want = 0, 0
+	if err := p.run(f.backend, p.config(f.setup, start), 6*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	var found []string
+	for _, c := range p.rows() {
+		if c.Late {
+			found = append(found, fmt.Sprintf("%s %s %s", c.Op, c.Key, c.After))
+		}
+	}
+	slices.Sort(found)
+	got := strings.Join(found, "\n")
+	if got != `delete {"pk":7,"ck":5} 
+delete {"pk":7,"ck":5} 
+delete {"pk":8,"ck":0} 
+delete_partition {"pk":9} 
+read {"pk":7,"ck":0} {"pk":7,"ck":0,"v":777}
+update {"pk":7,"ck":0} {"pk":7,"ck":0,"v":700}
+update {"pk":8,"ck":0} {"pk":8,"ck":0,"v":800}` {
+		t.Errorf("the late changes are\n%s", got)
+	}
+	all := f.batches()
+	for i, b := range all {
+		if slices.Contains(late, b) && strings.HasSuffix(b, " 1") && !strings.Contains(got, "never") {
+			for _, c := range p.rows() {
+				if c.Late && c.Op != cdc.DeletePartition && strings.Contains(b, " "+c.Tx.ID+" ") {
+					all[i] = strings.TrimSuffix(b, " 1") + " 2"
+				}
+			}
+		}
+	}
+	f.checkBatches(p, all)
+}
+
+func TestDoubleSweepHandsNothingOverTwice(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, "t", "u")
+	f.setup.Sweep = 1500 * time.Millisecond
+	start := f.start()
+	p := &tape{t: t}
+	for round := range 4 {
+		for i := range 30 {
+			f.batch([]string{"t", "u"}[i%2], time.Now().Add(time.Duration(i)*time.Millisecond), 1+i%2, round*100+i)
+		}
+		f.finish(p, start, 23)
+	}
+	if err := p.run(f.backend, p.config(f.setup, start), 5*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	f.checkBatches(p, f.batches())
+	for _, c := range p.rows() {
+		if c.Late {
+			t.Errorf("%s is late", c.Pos)
+		}
+	}
+}
+
+func TestDoubleSweepLeavesATableAloneThatCameToTheCapture(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, "t", "u")
+	f.setup.Sweep = 2 * time.Second
+	both := f.setup.Tables
+	f.setup.Tables = both[:1]
+	start := f.start()
+	f.batch("t", time.Now(), 1, 1)
+	f.batch("u", time.Now(), 1, 2) // before it is captured
+	p := &tape{t: t}
+	if err := p.run(f.backend, p.config(f.setup, start), 2500*time.Millisecond); err != nil {
+		t.Fatal(err)
+	}
+	f.setup.Tables = both
+	before := f.batches()
+	cfg := p.config(f.setup, start)
+	stream, err := f.backend.OpenChanges(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	start.Source = stream.Source()
+	if err := stream.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	f.batch("u", time.Now(), 1, 3)
+	if err := p.run(f.backend, p.config(f.setup, start), 5*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	f.checkBatches(p, slices.DeleteFunc(f.batches(), func(b string) bool {
+		return strings.HasPrefix(b, "u ") && slices.Contains(before, b)
+	}))
+}
