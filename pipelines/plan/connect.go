@@ -54,7 +54,11 @@ func (j *judgement) lookAtSource(ctx context.Context) error {
 		}
 		j.schema = schema
 		j.compile() // whether it is one task is known by the transforms
-		j.source.ok("%d columns", len(schema.Columns))
+		what := fmt.Sprintf("%d columns", len(schema.Columns))
+		if t, ok := s.(*source.Table); ok {
+			what = strings.Join(append([]string{what}, t.Notes()...), "; ")
+		}
+		j.source.ok("%s", what)
 		return j.divide(ctx, s)
 	})
 }

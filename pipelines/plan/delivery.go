@@ -22,8 +22,9 @@ type Delivery struct {
 }
 
 // delivery says what a pipeline promises. Resnapshots says that its capture reads
-// tables anew after it has lost changes.
-func delivery(p *spec.Pipeline, resnapshots bool) (checkpoint string, d Delivery) {
+// tables anew after it has lost changes; loose that the sink's engine commits no rows
+// together with their checkpoint.
+func delivery(p *spec.Pipeline, resnapshots, loose bool) (checkpoint string, d Delivery) {
 	unit := "each task"
 	if p.Streams() {
 		unit = "each commit"
@@ -33,9 +34,14 @@ func delivery(p *spec.Pipeline, resnapshots bool) (checkpoint string, d Delivery
 			"the objects of " + unit + " are staged, the decision to have them is stored once, and to publish them again has no effect; readers who go by the manifest see them all at once"}
 	}
 	checkpoint = "in the target's database, in the transaction of the rows"
+	if loose {
+		checkpoint = "in the target's database, once the rows of " + unit + " are acknowledged"
+	}
 	switch {
 	case p.Streams() && p.Sink.Mode == driver.Append && resnapshots:
 		return checkpoint, Delivery{AtLeastOnce, "the capture reads its tables anew after a loss, and the log has those rows again then"}
+	case loose:
+		return checkpoint, Delivery{EffectivelyOnce, "each row is written under its key at a time of its own, so that to write it again has no effect, however late; it is seen before the checkpoint is stored"}
 	case p.Sink.Mode.Staged():
 		return checkpoint, Delivery{ExactlyOnce, "rows are staged, and take effect at once in the transaction that has the checkpoint"}
 	}

@@ -29,6 +29,7 @@ import (
 	"github.com/athena-pipelines/athena/pkg/driver"
 	"github.com/athena-pipelines/athena/pkg/driver/postgres"
 	"github.com/athena-pipelines/athena/pkg/driver/s3"
+	"github.com/athena-pipelines/athena/pkg/driver/scylla"
 	"github.com/athena-pipelines/athena/pkg/localpg/pgtest"
 	"github.com/athena-pipelines/athena/pkg/locals3/s3test"
 	"github.com/athena-pipelines/athena/pkg/resolver"
@@ -40,7 +41,7 @@ func (b both) Run() int { return pgtest.Run(b.m) }
 
 func TestMain(m *testing.M) { os.Exit(s3test.Run(both{m})) }
 
-// house is a bus, definitions of clients, and the drivers of PostgreSQL and S3.
+// house is a bus, definitions of clients, and the drivers of all engines.
 type house struct {
 	t       testing.TB
 	planner *plan.Planner
@@ -70,7 +71,7 @@ func (unseen) Observe(context.Context, dispatch.Outcome) {}
 func newHouse(t testing.TB) *house {
 	t.Helper()
 	h := &house{t: t, bus: bustest.Start(t), clients: map[string]*athena.Client{}}
-	drivers := map[athena.Engine]driver.Driver{athena.EnginePostgres: driver.New(postgres.Open), athena.EngineS3: s3.Driver()}
+	drivers := map[athena.Engine]driver.Driver{athena.EnginePostgres: driver.New(postgres.Open), athena.EngineScylla: scylla.Driver(), athena.EngineS3: s3.Driver()}
 	for e, d := range drivers {
 		open := d.Open
 		d.Open = func(ctx context.Context, conn athena.Connection) (driver.Backend, error) {

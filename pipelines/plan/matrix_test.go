@@ -20,7 +20,7 @@ type kind struct {
 }
 
 func sources() map[string]kind {
-	tables := []athena.Engine{athena.EnginePostgres}
+	tables := []athena.Engine{athena.EnginePostgres, athena.EngineScylla}
 	return map[string]kind{
 		"table":   {yaml: "{client: %s, table: public.t}", needs: []athena.Capability{athena.PipelineSource, athena.GatewayQuery}, engines: tables},
 		"query":   {yaml: "{client: %s, query: select 1 as id}", needs: []athena.Capability{athena.PipelineSource, athena.GatewayQuery}, engines: tables},
@@ -32,13 +32,17 @@ func sources() map[string]kind {
 func sinks() map[string]kind {
 	out := map[string]kind{}
 	for _, mode := range []string{"append", "upsert", "merge", "overwrite"} {
+		engines := []athena.Engine{athena.EnginePostgres, athena.EngineScylla}
+		if mode == "merge" || mode == "overwrite" { // at once, for which CQL has no transaction
+			engines = engines[:1]
+		}
 		key := ""
 		if mode == "upsert" || mode == "merge" {
 			key = ", key: [id]"
 		}
 		out["table "+mode] = kind{
 			yaml:  "{client: %s, table: public.copy, mode: " + mode + key + "}",
-			needs: []athena.Capability{athena.PipelineSink, athena.GatewayQuery}, engines: []athena.Engine{athena.EnginePostgres}, mode: mode,
+			needs: []athena.Capability{athena.PipelineSink, athena.GatewayQuery}, engines: engines, mode: mode,
 		}
 	}
 	for _, format := range []string{"parquet", "ndjson", "csv"} {

@@ -158,10 +158,11 @@ func (s *Stage) ok(format string, args ...any) {
 type judgement struct {
 	*Planner
 	*Plan
-	p      *spec.Pipeline
-	source *Stage
-	steps  []*Stage
-	sink   *Stage
+	p           *spec.Pipeline
+	source      *Stage
+	steps       []*Stage
+	sink        *Stage
+	resnapshots bool // the capture reads its tables anew after a loss
 	// schema is the source's, nil as long as it is not known.
 	schema *record.Schema
 	chain  *transform.Chain
@@ -222,7 +223,13 @@ func (j *judgement) begin() {
 	}
 	j.sink = add(Stage{Stage: "sink", Client: p.Sink.Client, Operation: operation, Required: stage.SinkOp(p.Sink).Needs})
 	j.Tasks = Tasks{Parallel: p.Parallel, Rows: -1, Bytes: -1}
-	j.Checkpoint, j.Delivery = delivery(p, false)
+	j.promise()
+}
+
+// promise says what the pipeline does, as far as is known.
+func (j *judgement) promise() {
+	d, known := j.Drivers[j.sink.Engine]
+	j.Checkpoint, j.Delivery = delivery(j.p, j.resnapshots, known && !d.Transactional())
 }
 
 // end sums the verdicts up.

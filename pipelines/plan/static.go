@@ -24,6 +24,7 @@ func (j *judgement) static(ctx context.Context) {
 	if j.p.Streams() {
 		j.capture()
 	}
+	j.promise()
 	if o := j.p.Source.Objects; o != nil && len(o.Columns) > 0 {
 		j.schema = declared(o.Columns)
 	}
@@ -135,7 +136,7 @@ func (j *judgement) capture() {
 		}
 		j.source.refuse(athena.Errorf(athena.CodeConflict, "the capture of client %q has failed: %s", client, message).At("source.cdc"))
 	}
-	j.Checkpoint, j.Delivery = delivery(j.p, capture.OnLoss == changefeed.Resnapshot)
+	j.resnapshots = capture.OnLoss == changefeed.Resnapshot
 }
 
 // expressions judges what of the transforms needs no schema.

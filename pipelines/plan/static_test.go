@@ -17,6 +17,8 @@ func furnish(h *house) {
 		h.define(name, nowhere[athena.EnginePostgres], everything)
 	}
 	h.define("lake", nowhere[athena.EngineS3], everything)
+	h.define("wide", nowhere[athena.EngineScylla], everything)
+	h.define("narrow", nowhere[athena.EngineScylla], everything.Minus(athena.Allow(athena.PipelineSink)))
 	for name, to := range map[string]athena.Lifecycle{"frozen": athena.Frozen, "gone": athena.Inactive} {
 		h.define(name, nowhere[athena.EnginePostgres], everything)
 		h.clients[name].Lifecycle = to
@@ -41,6 +43,10 @@ func TestAStaticPlanRefusesWhatCannotRun(t *testing.T) {
 		detail string
 	}{
 		"a pipeline that can run":          {table + "sink: {client: copy, table: other}", "", "", "", ""},
+		"a mode of no such engine":         {table + "sink: {client: wide, table: k.t, mode: merge, key: [id]}", "sink", athena.CodeCapabilityUnsupported, "sink.mode", "use append or upsert"},
+		"one that lacks a grant besides":   {table + "sink: {client: narrow, table: k.t, mode: overwrite}", "sink", athena.CodeCapabilityUnsupported, "sink.mode", "engine scylla does not support it"},
+		"a mode of the engine, no grant":   {table + "sink: {client: narrow, table: k.t}", "sink", athena.CodeCapabilityDenied, "sink.client", ""},
+		"a time that does not come out":    {"source: {client: lake, objects: {prefix: in/, format: csv, columns: [{name: id, type: int64}]}}\nsink: {client: wide, table: k.t, write_time: at, mode: upsert, key: [id]}", "sink", athena.CodeInvalidRequest, "sink.write_time", `no column "at"`},
 		"an unknown source":                {"source: {client: shopp, table: orders}\nsink: {client: copy, table: t}", "source", athena.CodeClientNotFound, "source.client", `there is no client "shopp"; did you mean "shop"?`},
 		"an unknown sink":                  {table + "sink: {client: cpoy, table: t}", "sink", athena.CodeClientNotFound, "sink.client", `there is no client "cpoy"; did you mean "copy"?`},
 		"a frozen client":                  {table + "sink: {client: frozen, table: t}", "sink", athena.CodeClientFrozen, "sink.client", ""},
@@ -137,6 +143,9 @@ func TestACaptureThatHasFailedStandsInTheWay(t *testing.T) {
 	furnish(h)
 	c := h.capture("shop", "orders")
 	text := "source: {client: shop, cdc: {tables: [orders]}}\nsink: {client: copy, table: t, mode: append}"
+	if got := h.plan(plan.Static, strings.Replace(text, "client: copy, table: ", "client: wide, table: k.", 1)); got.Delivery.Class != plan.EffectivelyOnce || !strings.Contains(got.Checkpoint, "acknowledged") {
+		t.Errorf("%+v, %s", got.Delivery, got.Checkpoint)
+	}
 	if got := h.plan(plan.Static, text); got.Delivery.Class != plan.ExactlyOnce {
 		t.Errorf("%+v", got.Delivery)
 	}

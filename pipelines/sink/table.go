@@ -152,6 +152,7 @@ func (w *TableWriter) route(ctx context.Context, name string, s *record.Schema) 
 		return nil, err
 	}
 	if r.done.Position == "" || w.table.Run == "" {
+		target.Checkpoint = r.key
 		if r.tx, err = w.table.Writer.BeginTable(ctx, target); err != nil {
 			return nil, err
 		}

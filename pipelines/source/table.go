@@ -36,7 +36,12 @@ type Table struct {
 	Size   driver.BatchSize
 	// PartBytes is about how large a part is; PartBytes if it is 0.
 	PartBytes int64
+
+	notes []string
 }
+
+// Notes are what else Describe was told of the table.
+func (t *Table) Notes() []string { return t.notes }
 
 var _ stage.Source = (*Table)(nil)
 
@@ -46,6 +51,7 @@ func (t *Table) Describe(ctx context.Context) (*record.Schema, error) {
 	if err != nil {
 		return nil, fault(t.Reader, err)
 	}
+	t.notes = shape.Notes
 	return Only(shape.Schema, t.What.Columns)
 }
 

@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/athena-pipelines/athena/pkg/athena"
@@ -391,6 +392,10 @@ type Driver struct {
 	ColumnSorts func(native string) bool
 	Open        func(ctx context.Context, conn athena.Connection) (Backend, error)
 }
+
+// Transactional reports whether tables take rows and their checkpoint at once: so does
+// who has a mode in which all rows of a run take effect at once.
+func (d Driver) Transactional() bool { return slices.ContainsFunc(d.WriteModes, WriteMode.Staged) }
 
 // New makes a Driver of a driver's own constructor, which takes exactly the
 // member of the union that it understands. The zero value of B is asked for

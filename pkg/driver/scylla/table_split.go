@@ -17,6 +17,8 @@ const (
 	mostParts = 512
 	// blindParts are made of a table whose size nobody knows yet.
 	blindParts = 16
+	// A part of so many bytes is meant to be all.
+	allInOne = 1 << 40
 	// murmur3 is how the class of the one partitioner ends whose tokens are known here.
 	murmur3 = "Murmur3Partitioner"
 )
@@ -70,8 +72,11 @@ func (b *Backend) SplitTable(ctx context.Context, r driver.TableRead, size int64
 		return nil, err
 	}
 	n := int64(blindParts)
-	if bytes >= 0 {
+	switch {
+	case bytes >= 0:
 		n = min((bytes+size-1)/size, mostParts)
+	case size >= allInOne:
+		n = 1
 	}
 	one := r.Limit > 0 || n < 2 || find(m, s.conditions) != nil
 	if !one {
