@@ -265,3 +265,37 @@ func TestStatementsOfFixturesGiveTheirChangesDouble(t *testing.T) {
 	}
 	t.Logf("%d of %d fixtures have statements", done, len(fixtures))
 }
+
+func TestABatchWithoutItsEndIsNotMixedWithTheNextDouble(t *testing.T) {
+	t.Parallel()
+	cluster := scyllatest.Start(t)
+	cluster.MustExec(t, createShop, `CREATE TABLE shop.t (pk int, ck int, v int, PRIMARY KEY (pk, ck)) WITH cdc = {'enabled': true, 'preimage': true}`,
+		`INSERT INTO shop.t (pk, ck, v) VALUES (1, 1, 1)`)
+	rows, err := cluster.LogRows("shop.t")
+	if err != nil || len(rows) != 1 {
+		t.Fatalf("%d rows, %v", len(rows), err)
+	}
+	r := rows[0]
+	cluster.MustExec(t, fmt.Sprintf(`UPDATE shop.t_scylla_cdc_log SET "cdc$end_of_batch" = null WHERE "cdc$stream_id" = %s AND "cdc$time" = %s AND "cdc$batch_seq_no" = %s`,
+		r[columnStream], r[columnTime], r[columnSeq]), `UPDATE shop.t SET v = 2 WHERE pk = 1 AND ck = 1`)
+	b := openDouble(t, cluster)
+	name := driver.TableName{Schema: "shop", Table: "t"}
+	m, err := b.captureTable(t.Context(), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	batch := readLog(t, b, name, 1)[0]
+	if n := len(batch.PreImage) + len(batch.Delta); n != 3 {
+		t.Fatalf("the library handed %d rows over, so that there is nothing to be parted", n)
+	}
+	changes, rejected, err := m.decode(&batch)
+	if err != nil || len(changes) != 1 || len(rejected) != 1 {
+		t.Fatalf("%d changes, rejected %+v, %v", len(changes), rejected, err)
+	}
+	if c := changes[0]; c.Op != cdc.Update || string(c.Before) != `{"pk":1,"ck":1,"v":1}` || string(c.After) != `{"pk":1,"ck":1,"v":2}` {
+		t.Errorf("the change is %+v", c)
+	}
+	if r := rejected[0]; r.Op != cdc.Insert || !strings.Contains(string(r.Raw), `"v":1`) {
+		t.Errorf("rejected is %s %s", r.Op, r.Raw)
+	}
+}
