@@ -74,7 +74,7 @@ func (c *Cluster) setCDC(k *keyspace, t *table, m map[string]string) {
 func (c *Cluster) makeLog(k *keyspace, t *table) {
 	l := newTable(t.ks, t.name+logSuffix)
 	if old := t.log; old != nil {
-		l.id, l.parts, l.byKey, l.next, l.opts = old.id, old.parts, old.byKey, old.next, old.opts
+		l.parts, l.byKey, l.next, l.opts = old.parts, old.byKey, old.next, old.opts
 		old.gone = true
 		c.undescribeTable(l.ks, l.name)
 	} else if k.tables[l.name] != nil {

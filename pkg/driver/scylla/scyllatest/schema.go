@@ -1,7 +1,7 @@
 package scyllatest
 
 import (
-	"crypto/rand"
+	"crypto/md5"
 	"maps"
 	"slices"
 	"strconv"
@@ -116,10 +116,8 @@ func (t *table) add(name string, kind columnKind, typ *ctype) *column {
 }
 
 func newTable(ks, name string) *table {
-	id := make([]byte, 16) // one that is made anew has another
-	_, _ = rand.Read(id)
-	id[6], id[8] = id[6]&0x0f|0x40, id[8]&0x3f|0x80
-	return &table{ks: ks, name: name, id: id, byKey: map[string]*partition{}, opts: map[string]option{}}
+	id := md5.Sum([]byte(ks + "." + name))
+	return &table{ks: ks, name: name, id: id[:], byKey: map[string]*partition{}, opts: map[string]option{}}
 }
 
 // keyspace finds a keyspace by name, or the one in use.

@@ -327,7 +327,7 @@ func (p *selectPlan) emit(e *env) [][]byte {
 func (p *selectPlan) scan(e *env, conds []cond, s pageState, fn func(*pageState) bool) {
 	for _, part := range p.partitions(conds, s) {
 		resumed := s.resumed && bytes.Equal(part.key, s.key)
-		if resumed && (s.static || len(p.t.ck) == 0) { // it has one row, which was given
+		if resumed && s.static {
 			continue
 		}
 		st := pageState{token: part.token, key: part.key, left: s.left, page: s.page}
@@ -375,7 +375,7 @@ func (p *selectPlan) rows(e *env, part *partition, conds []cond, s pageState, re
 		if !p.fits(e, conds) {
 			continue
 		}
-		st.ck, st.static = r.ck, p.static
+		st.ck, st.static = r.ck, p.static || len(p.t.ck) == 0
 		if !fn(st) {
 			return false
 		}
