@@ -336,6 +336,19 @@ func TestATableThatWasAlteredIsNotGuessed(t *testing.T) {
 	}
 }
 
+func TestATableThatWouldEndTheProcessIsNotReadable(t *testing.T) {
+	t.Parallel()
+	for text, readable := range map[string]bool{
+		"map<text, int>": true, "map<inet, decimal>": true, "map<timeuuid, frozen<list<blob>>>": true, "set<blob>": true, "vector<float, 3>": true,
+		"map<blob, int>": false, "frozen<map<frozen<list<int>>, int>>": false, "list<frozen<map<frozen<address>, int>>>": false,
+		"tuple<int, frozen<map<frozen<tuple<int, int>>, int>>>": false, "map<text, frozen<map<blob, int>>>": false, "'org.example.Custom'": false,
+	} {
+		if err := tableOf(t, "pk int partition_key", "v "+text).readable(); (err == nil) != readable {
+			t.Errorf("%s: %v", text, err)
+		}
+	}
+}
+
 func TestBoundsOfMixedColumnsCoverTheRange(t *testing.T) {
 	t.Parallel()
 	// Every range over three columns of small values, in all orders, must delete

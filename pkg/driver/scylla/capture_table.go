@@ -13,6 +13,7 @@ import (
 	"github.com/gocql/gocql"
 	scyllacdc "github.com/scylladb/scylla-cdc-go"
 
+	"github.com/athena-pipelines/athena/pkg/athena"
 	"github.com/athena-pipelines/athena/pkg/cdc"
 	"github.com/athena-pipelines/athena/pkg/driver"
 )
@@ -33,7 +34,8 @@ type captureTable struct {
 	// server to ask.
 	again func(stream []byte, at gocql.UUID, columns []string) ([]logRow, error)
 
-	layout atomic.Pointer[logLayout] // of the rows that were read last
+	problem string                    // what scylla-cdc-go cannot read of it
+	layout  atomic.Pointer[logLayout] // of the rows that were read last
 }
 
 // captureColumn is one column of the base table.
@@ -131,6 +133,7 @@ func newCaptureTable(name driver.TableName, meta *tableMeta) (m *captureTable, e
 			Column: cdc.Column{Name: c.name, Type: c.text, Key: c.key()}, kind: kind, desc: c.desc,
 			json: append(cdc.AppendString(nil, c.name), ':'), log: c.typ,
 		}
+		m.problem = cmp.Or(m.problem, unreadable(c))
 		if c.multiCell() {
 			switch c.typ.Type() {
 			case gocql.TypeList:
@@ -219,6 +222,16 @@ func (w *wireCell) UnmarshalCQL(_ gocql.TypeInfo, data []byte) error {
 
 func (m *captureTable) id() string         { return m.table.String() }
 func (m *captureTable) ttl() time.Duration { return m.options.ttl }
+
+// readable fails if the log has, or may come to have, rows that would end the
+// process when scylla-cdc-go reads them, or that it would try to read for ever. It
+// has to be asked before a reader starts, and again when the table was altered.
+func (m *captureTable) readable() error {
+	if m.problem == "" {
+		return nil
+	}
+	return athena.Errorf(athena.CodeInvalidRequest, "the log of %s cannot be read: %s; take the table out of the capture, or drop the column", m.name, m.problem).With("table", m.name.String())
+}
 
 // columns describes the table for its schema change.
 func (m *captureTable) columns() []cdc.Column {
