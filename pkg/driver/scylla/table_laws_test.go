@@ -1,0 +1,372 @@
+package scylla_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/athena-pipelines/athena/pkg/athena"
+	"github.com/athena-pipelines/athena/pkg/cdc"
+	"github.com/athena-pipelines/athena/pkg/driver"
+	"github.com/athena-pipelines/athena/pkg/driver/scylla"
+	"github.com/athena-pipelines/athena/pkg/driver/scylla/cassandratest"
+	"github.com/athena-pipelines/athena/pkg/driver/scylla/scyllatest"
+	"github.com/athena-pipelines/athena/pkg/record"
+)
+
+// A tableRig is a backend on a keyspace of its own.
+type tableRig struct {
+	testing.TB
+	b        *scylla.Backend
+	keyspace string
+}
+
+// onBoth runs a test on the double, and on a real Cassandra where that is switched on.
+func onBoth(t *testing.T, test func(t *testing.T, r *tableRig)) {
+	t.Run("on the Double", func(t *testing.T) {
+		t.Parallel()
+		c := scyllatest.Start(t)
+		c.MustExec(t, "CREATE KEYSPACE ks WITH replication = {'class': 'NetworkTopologyStrategy', 'datacenter1': 1}")
+		test(t, newTableRig(t, athena.ScyllaConn{Hosts: c.Hosts(), Keyspace: "ks"}))
+	})
+	t.Run("on Cassandra", func(t *testing.T) {
+		t.Parallel()
+		s := cassandratest.Start(t)
+		test(t, newTableRig(t, s.Conn(s.Keyspace(t))))
+	})
+}
+
+func newTableRig(t *testing.T, conn athena.ScyllaConn) *tableRig {
+	t.Helper()
+	b, err := scylla.Open(t.Context(), conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = b.Close(t.Context()) })
+	return &tableRig{t, b, conn.Keyspace}
+}
+
+func (r *tableRig) exec(cql string, params ...string) {
+	r.Helper()
+	st := driver.Statement{Text: cql}
+	for _, p := range params {
+		st.Params = append(st.Params, json.RawMessage(p))
+	}
+	rows, err := r.b.Query(r.Context(), st)
+	if err == nil {
+		err = rows.Close()
+	}
+	if err != nil {
+		r.Fatalf("%s: %v", cql, err)
+	}
+}
+
+// lines are the rows of a statement, as JSON.
+func (r *tableRig) lines(cql string) (list []string) {
+	r.Helper()
+	rows, err := r.b.Query(r.Context(), driver.Statement{Text: cql})
+	if err != nil {
+		r.Fatalf("%s: %v", cql, err)
+	}
+	for rows.Next() {
+		list = append(list, string(rows.AppendJSON(nil)))
+	}
+	if err := rows.Close(); err != nil {
+		r.Fatalf("%s: %v", cql, err)
+	}
+	return list
+}
+
+func (r *tableRig) name(table string) driver.TableName {
+	return driver.TableName{Schema: r.keyspace, Table: table}
+}
+
+func (r *tableRig) prepare(t driver.TableTarget) driver.TablePlan {
+	r.Helper()
+	plan, err := r.b.PrepareTable(r.Context(), t)
+	if err != nil {
+		r.Fatalf("PrepareTable: %v", err)
+	}
+	return plan
+}
+
+// write writes batches in a transaction, and commits it if c is given.
+func (r *tableRig) write(t driver.TableTarget, c *driver.Checkpoint, batches ...*record.Batch) (rejected []record.Rejected) {
+	r.Helper()
+	tx, err := r.b.BeginTable(r.Context(), t)
+	if err != nil {
+		r.Fatalf("BeginTable: %v", err)
+	}
+	defer tx.Rollback(r.Context())
+	for _, b := range batches {
+		some, err := tx.Write(r.Context(), b)
+		if err != nil {
+			r.Fatalf("Write: %v", err)
+		}
+		rejected = append(rejected, some...)
+	}
+	if c != nil {
+		if err := tx.Commit(r.Context(), *c); err != nil {
+			r.Fatalf("Commit: %v", err)
+		}
+	}
+	return rejected
+}
+
+func (r *tableRig) read(read driver.TableRead) *record.Batch {
+	r.Helper()
+	var all *record.Batch
+	err := r.b.ReadTable(r.Context(), read, driver.TablePart{}, driver.BatchSize{}, func(b *record.Batch) error {
+		if all == nil {
+			all = record.New(b.Schema, b.Rows())
+		}
+		for i := range b.Rows() {
+			all.AppendRow(b, i)
+		}
+		return nil
+	})
+	if err != nil {
+		r.Fatalf("ReadTable: %v", err)
+	}
+	return all
+}
+
+// everyType has a column of each type of CQL.
+const everyType = `CREATE TABLE every (id int PRIMARY KEY, bo boolean, ti tinyint, si smallint, n int, bi bigint, vi varint, de decimal, fl float, db double,
+	asc_ ascii, te text, bl blob, da date, tm time, ts timestamp, uu uuid, tu timeuuid, ine inet, du duration,
+	ls list<int>, st set<text>, mp map<int, frozen<list<text>>>, fz frozen<set<int>>, tp tuple<int, text>, nested tuple<int, tuple<text, boolean>>, ud address)`
+
+// Values of every type come through a pipeline as they are: what is read of one table
+// and written to another is the same to the last byte, nulls among it.
+func TestWhatIsReadAndWrittenIsTheSame(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, r *tableRig) {
+		r.exec("CREATE TYPE address (street text, zip int)")
+		r.exec(everyType)
+		r.exec(strings.Replace(everyType, "TABLE every", "TABLE copied", 1))
+		insert := func(values string) { r.exec("INSERT INTO every (" + columnsOf(everyType) + ") VALUES " + values) }
+		insert(`(1, true, -128, 32767, -2147483648, 9223372036854775807, 123456789012345678901234567890, -12.500, 1.5, 0.1, 'a', 'é 日本', 0x00ff, '2026-11-22', '23:59:59.999999', '2026-11-22T10:00:00.123Z',
+			6ba7b810-9dad-41d1-80b4-00c04fd430c8, 6ba7b810-9dad-11d1-80b4-00c04fd430c8, '::1', 1y2mo3d4h5m6s, [1, 2, 2], {'b', 'a'}, {1: ['x', 'y'], 2: []}, {3, 1}, (1, 'x'), (1, ('y', true)), {street: 'High', zip: 1})`)
+		insert(`(2, false, 127, -1, 0, -1, -1, 0, NaN, Infinity, '', '', 0x, '0001-01-01', '00:00:00', '1969-12-31T23:59:59.999Z',
+			00000000-0000-4000-8000-000000000000, 00000000-0000-1000-8000-000000000000, '10.0.0.1', 0s, [], {}, {}, {}, (null, null), (null, (null, null)), {street: null})`)
+		r.exec("INSERT INTO every (id) VALUES (3)")
+		insert(`(4, true, 0, 0, 0, 0, 255, 1000.0, -0.0, -0.0, 'x', 'x', 0x01, '1970-01-01', '12:00:00', '1970-01-01T00:00:00Z',
+			6ba7b810-9dad-41d1-80b4-00c04fd430c8, 6ba7b810-9dad-11d1-80b4-00c04fd430c8, '255.255.255.255', -1d, [0], {''}, {0: ['']}, {0}, null, (1, null), null)`)
+		all := r.read(driver.TableRead{Table: r.name("every")})
+		target := driver.TableTarget{Table: r.name("copied"), Mode: driver.Upsert, Key: []string{"id"}, Schema: all.Schema}
+		if plan := r.prepare(target); len(plan.Notes) != 2 {
+			t.Errorf("the plan notes %q", plan.Notes)
+		}
+		if rejected := r.write(target, nil, all); rejected != nil {
+			t.Fatalf("rejected: %+v", rejected)
+		}
+		want, got := r.lines("SELECT * FROM every"), r.lines("SELECT * FROM copied")
+		slices.Sort(want)
+		slices.Sort(got)
+		if !slices.Equal(got, want) {
+			t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+		}
+		// One value has one form, read as a row or as JSON.
+		rows := make([]string, all.Rows())
+		for i := range rows {
+			rows[i] = string(all.AppendJSON(nil, i))
+		}
+		slices.Sort(rows)
+		for i := range rows {
+			if rows[i] != want[i] {
+				t.Errorf("a row is read as\n%s\nand as JSON it is\n%s", rows[i], want[i])
+			}
+		}
+	})
+}
+
+// columnsOf lists the columns that a statement creates, in its order.
+func columnsOf(create string) string {
+	_, list, _ := strings.Cut(create, "(")
+	var names []string
+	depth := 0
+	start := true
+	for _, word := range strings.FieldsFunc(strings.NewReplacer(",", " , ", "<", " < ", ">", " > ", "(", " ( ", ")", " ) ").Replace(list), func(c rune) bool { return c == ' ' || c == '\n' || c == '\t' }) {
+		switch word {
+		case "<", "(":
+			depth++
+		case ">", ")":
+			depth--
+		case ",":
+			start = depth == 0
+			continue
+		default:
+			if start && depth == 0 {
+				names = append(names, word)
+			}
+		}
+		start = false
+	}
+	return strings.Join(names, ", ")
+}
+
+// wide are rows of partitions.
+var wide = &record.Schema{Columns: []record.Column{
+	{Name: "p", Type: record.TypeInt32}, {Name: "c", Type: record.TypeInt32},
+	{Name: "v", Type: record.TypeText, Nullable: true}, {Name: "w", Type: record.TypeText, Nullable: true},
+}, Key: []string{"p", "c"}}
+
+const wideTable = "(p int, c int, v text, w text, PRIMARY KEY (p, c))"
+
+// wideRow appends a row of texts, of which "-" is absent and "" null.
+func wideRow(b *record.Batch, row ...string) {
+	for i := range b.Columns {
+		switch v := &b.Columns[i]; {
+		case i >= len(row) || row[i] == "-":
+			v.AppendAbsent()
+		case row[i] == "":
+			v.AppendNull()
+		case v.Kind == record.Int:
+			n, _ := strconv.Atoi(row[i])
+			v.AppendInt(int64(n))
+		default:
+			v.AppendString(row[i])
+		}
+	}
+	b.Done()
+}
+
+// Changes are applied as if one by one, in whatever batches they come, by whatever
+// number of attempts, and however late an attempt writes that was overtaken.
+func TestChangesHaveTheirEffectOnceInOrder(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, r *tableRig) {
+		n := 0
+		rapid.Check(t, func(t *rapid.T) {
+			n++
+			if n > 25 && strings.Contains(r.Name(), "Cassandra") {
+				return // each makes a table
+			}
+			name := fmt.Sprintf("wide_%d", n)
+			r.exec("CREATE TABLE " + name + " " + wideTable)
+			key := driver.CheckpointKey{Pipeline: "law", Part: name}
+			target := driver.TableTarget{Table: r.name(name), Mode: driver.Upsert, Key: wide.Key, Schema: wide, Changes: true, Checkpoint: key}
+			r.prepare(target)
+			// At their source changes were made at times that do not always rise: clocks of
+			// PostgreSQL's do not. Those of an engine that settles by time have their own.
+			timed := rapid.Bool().Draw(t, "timed")
+			model := map[string][2]string{}
+			var stream []func(*record.Batch)
+			at := time.Now().Add(-time.Hour).UnixMicro()
+			for i := range rapid.IntRange(1, 30).Draw(t, "changes") {
+				change := record.Change{Pos: cdc.Position(fmt.Sprintf("%06d", i+1)), At: at + rapid.Int64Range(-3, 3).Draw(t, "jitter")}
+				if at++; timed {
+					at += 10
+					change.WriteTime = at
+				}
+				p, c := rapid.SampledFrom([]string{"1", "2"}).Draw(t, "p"), rapid.SampledFrom([]string{"1", "2", "3"}).Draw(t, "c")
+				value := func(name string, absent ...string) string {
+					return rapid.SampledFrom(append([]string{"", "x", "y"}, absent...)).Draw(t, name)
+				}
+				row := []string{p, c}
+				kind := rapid.IntRange(0, 7).Draw(t, "op")
+				switch {
+				case kind == 0:
+					change.Op = cdc.Delete
+					delete(model, p+c)
+				case kind == 1:
+					change.Op, row = cdc.Truncate, nil
+					clear(model)
+				case kind == 2:
+					change.Op, row = cdc.DeletePartition, []string{p}
+					maps.DeleteFunc(model, func(k string, _ [2]string) bool { return k[:1] == p })
+				case kind == 3:
+					op := rapid.SampledFrom([]string{"<", "<=", ">", ">="}).Draw(t, "bound")
+					change.Op, row, change.Where = cdc.DeleteRange, []string{p}, []record.Condition{{Column: "c", Op: op, Value: json.RawMessage(c)}}
+					maps.DeleteFunc(model, func(k string, _ [2]string) bool {
+						order := strings.Compare(k[1:], c)
+						return k[:1] == p && (order < 0 && op[0] == '<' || order > 0 && op[0] == '>' || order == 0 && len(op) == 2)
+					})
+				case timed: // what is not given stays
+					change.Op = cdc.Insert
+					v, w := value("v", "-"), value("w", "-")
+					row = append(row, v, w)
+					old := model[p+c]
+					for i, s := range []string{v, w} {
+						if s != "-" {
+							old[i] = s
+						}
+					}
+					model[p+c] = old
+				default:
+					change.Op = cdc.Update
+					v, w := value("v"), value("w")
+					if _, there := model[p+c]; there && rapid.Bool().Draw(t, "partial") {
+						row = append(row, v, "-")
+						model[p+c] = [2]string{v, model[p+c][1]}
+						break
+					}
+					row = append(row, v, w)
+					model[p+c] = [2]string{v, w}
+				}
+				stream = append(stream, func(b *record.Batch) {
+					wideRow(b, row...)
+					b.Changes = append(b.Changes, change)
+				})
+			}
+			batches := func(from int) (list []*record.Batch) {
+				for from < len(stream) {
+					b := record.New(wide, 8)
+					for range rapid.IntRange(1, 10).Draw(t, "batch") {
+						if from < len(stream) {
+							stream[from](b)
+							from++
+						}
+					}
+					list = append(list, b)
+				}
+				return list
+			}
+			// An attempt that is overtaken: it has begun, and writes on when another is done.
+			zombie, err := r.b.BeginTable(r.Context(), target)
+			if err != nil {
+				t.Fatal(err)
+			}
+			lost := batches(0)
+			early := rapid.IntRange(0, len(lost)).Draw(t, "written early")
+			for _, b := range lost[:early] {
+				if _, err := zombie.Write(r.Context(), b); err != nil {
+					t.Fatal(err)
+				}
+			}
+			r.write(target, &driver.Checkpoint{CheckpointKey: key, Position: "1"}, batches(0)...)
+			for _, b := range lost[early:] {
+				if _, err := zombie.Write(r.Context(), b); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := zombie.Commit(r.Context(), driver.Checkpoint{CheckpointKey: key, Position: "2"}); err == nil {
+				t.Fatal("who was overtaken has committed")
+			}
+			var want []string
+			for k, row := range model {
+				want = append(want, fmt.Sprintf(`{"p":%s,"c":%s,"v":%s,"w":%s}`, k[:1], k[1:], text(row[0]), text(row[1])))
+			}
+			slices.Sort(want)
+			got := r.lines("SELECT p, c, v, w FROM " + name)
+			slices.Sort(got)
+			if !slices.Equal(got, want) {
+				t.Fatalf("the table has\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+			}
+		})
+	})
+}
+
+func text(s string) string {
+	if s == "" {
+		return "null"
+	}
+	return strconv.Quote(s)
+}
