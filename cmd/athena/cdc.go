@@ -619,7 +619,8 @@ func (p *program) writeStreams(w io.Writer, fact func(string, string, ...any), s
 	if log != nil && !log.Expires.IsZero() {
 		fact("expires", "what is not read yet leaves the log %s", log.Expires.UTC().Format(time.RFC3339))
 	}
-	for _, one := range s.Slowest {
-		fact("slowest", "%s %s, complete up to %s", one.Table, one.Stream, ago(one.Complete))
+	if len(s.Slowest) > 0 {
+		one := s.Slowest[0]
+		fact("slowest", "%s, stream %s, complete up to %s", one.Table, one.Stream, ago(one.Complete))
 	}
 }

@@ -163,6 +163,12 @@ func (p *program) changeLine(w io.Writer, c *cdc.Change) string {
 	default:
 		parts = append(parts, p.changed(w, c, key)...)
 	}
+	if c.TTL != 0 {
+		parts = append(parts, p.paint(w, dim, fmt.Sprintf("for %s", time.Duration(c.TTL)*time.Second)))
+	}
+	if c.Late {
+		parts = append(parts, p.paint(w, yellow, "late"))
+	}
 	return strings.Join(parts, "  ")
 }
 
@@ -189,8 +195,11 @@ func (p *program) changed(w io.Writer, c *cdc.Change, key []cell) (out []string)
 	ofKey := func(one cell) bool {
 		return slices.ContainsFunc(key, func(k cell) bool { return k.name == one.name && bytes.Equal(k.value, one.value) })
 	}
+	if c.Range != nil {
+		out = append(out, bounds(c.Range)...)
+	}
 	if c.After == nil {
-		return assigned(slices.DeleteFunc(was, ofKey))
+		out = append(out, assigned(slices.DeleteFunc(was, ofKey))...)
 	}
 	for _, a := range is {
 		b, known := before[a.name]
@@ -202,8 +211,42 @@ func (p *program) changed(w io.Writer, c *cdc.Change, key []cell) (out []string)
 			out = append(out, assigned([]cell{a})...)
 		}
 	}
+	for _, d := range row(c.Delta) {
+		out = append(out, printable(d.name)+"~"+shown(d.value))
+	}
 	for _, name := range c.Unchanged {
 		out = append(out, p.paint(w, dim, printable(name)+"=(as it was)"))
+	}
+	return out
+}
+
+// bounds are those of a range, as conditions.
+func bounds(raw json.RawMessage) (out []string) {
+	var r struct {
+		From, To *struct {
+			Key       json.RawMessage
+			Inclusive bool
+		}
+	}
+	if json.Unmarshal(raw, &r) != nil {
+		return []string{shown(raw)}
+	}
+	tell := func(op string, inclusive bool, key json.RawMessage) {
+		if inclusive {
+			op += "="
+		}
+		list := row(key)
+		names, values := make([]string, len(list)), make([]string, len(list))
+		for i, c := range list {
+			names[i], values[i] = printable(c.name), shown(c.value)
+		}
+		out = append(out, strings.Join(names, ",")+op+strings.Join(values, ","))
+	}
+	if r.From != nil {
+		tell(">", r.From.Inclusive, r.From.Key)
+	}
+	if r.To != nil {
+		tell("<", r.To.Inclusive, r.To.Key)
 	}
 	return out
 }

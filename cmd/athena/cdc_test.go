@@ -56,18 +56,21 @@ func TestAChangeIsALineForPeople(t *testing.T) {
 	const tx = `"tx":{"id":"1","pos":"A","n":1,"at":"2026-11-22T10:00:00.123456Z"}`
 	at := time.Date(2026, 11, 22, 10, 0, 0, 123456000, time.UTC).Local().Format("15:04:05.000") + "  "
 	tests := map[string]string{
-		`"op":"insert","schema":"public","table":"t","key":{"id":7},"after":{"id":7,"status":"new","n":null},` + tx:                                                      at + "insert    public.t  id=7  status=new  n=NULL",
-		`"op":"update","schema":"public","table":"t","key":{"id":7},"after":{"id":7,"status":"paid"},"unchanged":["note"],` + tx:                                         at + "update    public.t  id=7  status=paid  note=(as it was)",
-		`"op":"update","schema":"public","table":"t","key":{"id":7},"before":{"id":7,"status":"new","n":1},"after":{"id":7,"status":"paid","n":1},` + tx:                 at + "update    public.t  id=7  status=new→paid",
-		`"op":"update","schema":"public","table":"t","key":{"id":8},"before":{"id":7},"after":{"id":8,"n":1},` + tx:                                                      at + "update    public.t  id=8  id=7→8  n=1",
-		`"op":"delete","schema":"public","table":"t","key":{"id":7},"before":{"id":7,"n":1},` + tx:                                                                       at + "delete    public.t  id=7  n=1",
-		`"op":"delete","schema":"public","table":"t","before":{"a":"x","b":2},` + tx:                                                                                     at + "delete    public.t  a=x  b=2",
-		`"op":"truncate","schema":"Odd.","table":"t",` + tx:                                                                                                              at + `truncate  "Odd.".t`,
-		`"op":"read","schema":"public","table":"t","key":{"id":7},"after":{"id":7,"n":"\u001b[31m"}`:                                                                     "------------  read      public.t  id=7  n=·[31m",
-		`"op":"schema","schema":"public","table":"t","columns":[{"name":"id","type":"int8","key":true},{"name":"n","type":"text"}],"schema_version":2,` + tx:             at + "schema    public.t  id int8 (key),  n text",
-		`"op":"message","prefix":"app","content":"aGkKdGhlcmU=",` + tx:                                                                                                   at + "message   app  hi·there",
-		`"op":"message","prefix":"app","content":"/w==",` + tx:                                                                                                           at + "message   app  1 byte",
-		`"op":"insert","schema":"public","table":"t","key":{"id":7},"after":{"id":7,"doc":{"a":[1]},"big":{"$ref":"x","sha256":"y","bytes":1}},"schema_version":1,` + tx: at + `insert    public.t  id=7  doc={"a":[1]}  big={"$ref":"x","sha256":"y","bytes":1}`,
+		`"op":"insert","schema":"public","table":"t","key":{"id":7},"after":{"id":7,"status":"new","n":null},` + tx:                                                                        at + "insert    public.t  id=7  status=new  n=NULL",
+		`"op":"update","schema":"public","table":"t","key":{"id":7},"after":{"id":7,"status":"paid"},"unchanged":["note"],` + tx:                                                           at + "update    public.t  id=7  status=paid  note=(as it was)",
+		`"op":"update","schema":"public","table":"t","key":{"id":7},"before":{"id":7,"status":"new","n":1},"after":{"id":7,"status":"paid","n":1},` + tx:                                   at + "update    public.t  id=7  status=new→paid",
+		`"op":"update","schema":"public","table":"t","key":{"id":8},"before":{"id":7},"after":{"id":8,"n":1},` + tx:                                                                        at + "update    public.t  id=8  id=7→8  n=1",
+		`"op":"delete","schema":"public","table":"t","key":{"id":7},"before":{"id":7,"n":1},` + tx:                                                                                         at + "delete    public.t  id=7  n=1",
+		`"op":"delete","schema":"public","table":"t","before":{"a":"x","b":2},` + tx:                                                                                                       at + "delete    public.t  a=x  b=2",
+		`"op":"truncate","schema":"Odd.","table":"t",` + tx:                                                                                                                                at + `truncate  "Odd.".t`,
+		`"op":"read","schema":"public","table":"t","key":{"id":7},"after":{"id":7,"n":"\u001b[31m"}`:                                                                                       "------------  read      public.t  id=7  n=·[31m",
+		`"op":"schema","schema":"public","table":"t","columns":[{"name":"id","type":"int8","key":true},{"name":"n","type":"text"}],"schema_version":2,` + tx:                               at + "schema    public.t  id int8 (key),  n text",
+		`"op":"message","prefix":"app","content":"aGkKdGhlcmU=",` + tx:                                                                                                                     at + "message   app  hi·there",
+		`"op":"message","prefix":"app","content":"/w==",` + tx:                                                                                                                             at + "message   app  1 byte",
+		`"op":"insert","schema":"public","table":"t","key":{"id":7},"after":{"id":7,"doc":{"a":[1]},"big":{"$ref":"x","sha256":"y","bytes":1}},"schema_version":1,` + tx:                   at + `insert    public.t  id=7  doc={"a":[1]}  big={"$ref":"x","sha256":"y","bytes":1}`,
+		`"op":"update","schema":"s","table":"t","key":{"k":1},"after":{"k":1,"n":2},"unchanged":["b"],"delta":{"tags":{"add":["z"]}},` + tx + `,"writetime":1,"ttl":90`:                    at + `update    s.t  k=1  n=2  tags~{"add":["z"]}  b=(as it was)  for 1m30s`,
+		`"op":"delete_range","schema":"s","table":"t","key":{"k":1},"range":{"from":{"key":{"a":1,"b":2},"inclusive":true},"to":{"key":{"a":3},"inclusive":false}},` + tx + `,"late":true`: at + "delete_range  s.t  k=1  a,b>=1,2  a<3  late",
+		`"op":"delete_partition","schema":"s","table":"t","key":{"k":1},` + tx:                                                                                                             at + "delete_partition  s.t  k=1",
 	}
 	p := &program{}
 	for line, want := range tests {

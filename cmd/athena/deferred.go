@@ -126,7 +126,7 @@ func (p *program) showJob(info *sdk.JobInfo) error {
 			fact("error", e.Message+" ("+strings.Join(notes(e), ", ")+")")
 		}
 		if r := info.Result; r != nil {
-			fact("result", fmt.Sprintf("%s, %s, %s affected", counted(r.Rows, "row"), counted(r.Bytes, "byte"), counted(r.RowsAffected, "row")))
+			fact("result", fmt.Sprintf("%s, %s, %s", counted(r.Rows, "row"), counted(r.Bytes, "byte"), affected(r.RowsAffected)))
 		}
 		if info.ResultLost {
 			fact("result", "lost: the statement was committed, and its rows are gone")

@@ -242,7 +242,7 @@ func describe(i *sdk.JobInfo) string {
 	case i.Result != nil && i.State == sdk.Succeeded && len(i.Result.Columns) > 0:
 		text += ", " + counted(i.Result.Rows, "row")
 	case i.Result != nil && i.State == sdk.Succeeded:
-		text += ", " + counted(i.Result.RowsAffected, "row") + " affected"
+		text += ", " + affected(i.Result.RowsAffected)
 	}
 	if n := len(i.Attempts); n > 0 {
 		a := i.Attempts[n-1]

@@ -293,6 +293,7 @@ func TestFormats(t *testing.T) {
 	full := answer(rows, `{"rows_affected":3}`)
 	empty := answer(`[]`, `{"columns":[{"name":"id","type":"int4"},{"name":"n","type":"text"}],"rows_affected":0}`)
 	none := answer(`[]`, `{"columns":[],"rows_affected":1}`)
+	uncounted := answer(`[]`, `{"columns":[],"rows_affected":-1}`)
 	tests := map[string]struct {
 		url    string
 		format string
@@ -311,6 +312,7 @@ func TestFormats(t *testing.T) {
 		"an empty csv":            {empty.URL, "csv", "id,n\r\n"},
 		"an empty json":           {empty.URL, "json", "[\n]\n"},
 		"a statement without any": {none.URL, "table", "1 row affected\n"},
+		"an engine without count": {uncounted.URL, "table", "done; the engine counts no rows\n"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {

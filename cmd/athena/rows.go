@@ -201,7 +201,7 @@ func (p *program) rowsTable(w *bufio.Writer, rows *sdk.Rows) error {
 		t.flush(w)
 	}
 	if t.names == nil && meta.RowsAffected != nil {
-		_, err := fmt.Fprintf(w, "%s\n", counted(*meta.RowsAffected, "row")+" affected")
+		_, err := fmt.Fprintln(w, affected(*meta.RowsAffected))
 		return err
 	}
 	note := counted(n, "row")
@@ -210,6 +210,14 @@ func (p *program) rowsTable(w *bufio.Writer, rows *sdk.Rows) error {
 	}
 	_, err := fmt.Fprintln(w, p.paint(p.stdout, dim, "("+note+")"))
 	return err
+}
+
+// affected says how many rows a statement changed, as its engine counts.
+func affected(n int64) string {
+	if n < 0 {
+		return "done; the engine counts no rows"
+	}
+	return counted(n, "row") + " affected"
 }
 
 func counted(n int64, what string) string {
