@@ -328,6 +328,7 @@ func (s *changeStream) loop(ctx context.Context, sink driver.ChangeSink) error {
 			}
 		case <-news.C:
 		case <-tick.C:
+			s.tellStreams()
 			if err := s.alarm(ctx); err != nil {
 				return err
 			}
@@ -363,6 +364,17 @@ func (s *changeStream) bringUp(now time.Time) {
 	m.since = max(m.since, s.trail.before(m.swept))
 	s.trail.forget(m.swept)
 	s.handed.forget(m.swept)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if m.floor > s.mark.floor {
+		close(s.moved)
+		s.moved = make(chan struct{})
+	}
+	s.mark = m
+}
+
+// tellStreams brings up to date what Lag tells of single streams.
+func (s *changeStream) tellStreams() {
 	streams := 0
 	floors := make([]*floor, len(s.main))
 	for i, r := range s.main {
@@ -372,11 +384,7 @@ func (s *changeStream) bringUp(now time.Time) {
 	slow := slowest(floors, 10)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if m.floor > s.mark.floor {
-		close(s.moved)
-		s.moved = make(chan struct{})
-	}
-	s.mark, s.complete, s.streams = m, slow, streams
+	s.complete, s.streams = slow, streams
 }
 
 func lowest(readers []*logReader) ticks {

@@ -206,12 +206,18 @@ func fixtureOf(t testing.TB, c *scyllatest.Cluster, tables ...string) *fixture {
 	for _, name := range tables {
 		f.table("ks", name, "'enabled': true")
 	}
-	f.backend, err = scylla.Open(t.Context(), athena.ScyllaConn{Hosts: f.cluster.Hosts()})
+	f.backend = openDouble(t, c)
+	return f
+}
+
+func openDouble(t testing.TB, c *scyllatest.Cluster) *scylla.Backend {
+	t.Helper()
+	b, err := scylla.Open(t.Context(), athena.ScyllaConn{Hosts: c.Hosts()})
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = f.backend.Close(context.Background()) })
-	return f
+	t.Cleanup(func() { _ = b.Close(context.Background()) })
+	return b
 }
 
 // table makes a table and takes it into the capture.
