@@ -21,39 +21,39 @@ import (
 	"github.com/athena-pipelines/athena/pkg/record"
 )
 
-// A tableRig is a backend on a keyspace of its own.
-type tableRig struct {
+// A tablesRig is a backend on a keyspace of its own.
+type tablesRig struct {
 	testing.TB
 	b        *scylla.Backend
 	keyspace string
 }
 
 // onBoth runs a test on the double, and on a real Cassandra where that is switched on.
-func onBoth(t *testing.T, test func(t *testing.T, r *tableRig)) {
+func onBoth(t *testing.T, test func(t *testing.T, r *tablesRig)) {
 	t.Run("on the Double", func(t *testing.T) {
 		t.Parallel()
 		c := scyllatest.Start(t)
 		c.MustExec(t, "CREATE KEYSPACE ks WITH replication = {'class': 'NetworkTopologyStrategy', 'datacenter1': 1}")
-		test(t, newTableRig(t, athena.ScyllaConn{Hosts: c.Hosts(), Keyspace: "ks"}))
+		test(t, newTablesRig(t, athena.ScyllaConn{Hosts: c.Hosts(), Keyspace: "ks"}))
 	})
 	t.Run("on Cassandra", func(t *testing.T) {
 		t.Parallel()
 		s := cassandratest.Start(t)
-		test(t, newTableRig(t, s.Conn(s.Keyspace(t))))
+		test(t, newTablesRig(t, s.Conn(s.Keyspace(t))))
 	})
 }
 
-func newTableRig(t *testing.T, conn athena.ScyllaConn) *tableRig {
+func newTablesRig(t *testing.T, conn athena.ScyllaConn) *tablesRig {
 	t.Helper()
 	b, err := scylla.Open(t.Context(), conn)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = b.Close(t.Context()) })
-	return &tableRig{t, b, conn.Keyspace}
+	return &tablesRig{t, b, conn.Keyspace}
 }
 
-func (r *tableRig) exec(cql string, params ...string) {
+func (r *tablesRig) exec(cql string, params ...string) {
 	r.Helper()
 	st := driver.Statement{Text: cql}
 	for _, p := range params {
@@ -69,7 +69,7 @@ func (r *tableRig) exec(cql string, params ...string) {
 }
 
 // lines are the rows of a statement, as JSON.
-func (r *tableRig) lines(cql string) (list []string) {
+func (r *tablesRig) lines(cql string) (list []string) {
 	r.Helper()
 	rows, err := r.b.Query(r.Context(), driver.Statement{Text: cql})
 	if err != nil {
@@ -84,11 +84,11 @@ func (r *tableRig) lines(cql string) (list []string) {
 	return list
 }
 
-func (r *tableRig) name(table string) driver.TableName {
+func (r *tablesRig) name(table string) driver.TableName {
 	return driver.TableName{Schema: r.keyspace, Table: table}
 }
 
-func (r *tableRig) prepare(t driver.TableTarget) driver.TablePlan {
+func (r *tablesRig) prepare(t driver.TableTarget) driver.TablePlan {
 	r.Helper()
 	plan, err := r.b.PrepareTable(r.Context(), t)
 	if err != nil {
@@ -98,7 +98,7 @@ func (r *tableRig) prepare(t driver.TableTarget) driver.TablePlan {
 }
 
 // write writes batches in a transaction, and commits it if c is given.
-func (r *tableRig) write(t driver.TableTarget, c *driver.Checkpoint, batches ...*record.Batch) (rejected []record.Rejected) {
+func (r *tablesRig) write(t driver.TableTarget, c *driver.Checkpoint, batches ...*record.Batch) (rejected []record.Rejected) {
 	r.Helper()
 	tx, err := r.b.BeginTable(r.Context(), t)
 	if err != nil {
@@ -120,7 +120,7 @@ func (r *tableRig) write(t driver.TableTarget, c *driver.Checkpoint, batches ...
 	return rejected
 }
 
-func (r *tableRig) read(read driver.TableRead) *record.Batch {
+func (r *tablesRig) read(read driver.TableRead) *record.Batch {
 	r.Helper()
 	var all *record.Batch
 	err := r.b.ReadTable(r.Context(), read, driver.TablePart{}, driver.BatchSize{}, func(b *record.Batch) error {
@@ -147,7 +147,7 @@ const everyType = `CREATE TABLE every (id int PRIMARY KEY, bo boolean, ti tinyin
 // and written to another is the same to the last byte, nulls among it.
 func TestWhatIsReadAndWrittenIsTheSame(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, r *tableRig) {
+	onBoth(t, func(t *testing.T, r *tablesRig) {
 		r.exec("CREATE TYPE address (street text, zip int)")
 		r.exec(everyType)
 		r.exec(strings.Replace(everyType, "TABLE every", "TABLE copied", 1))
@@ -212,16 +212,16 @@ func columnsOf(create string) string {
 	return strings.Join(names, ", ")
 }
 
-// wide are rows of partitions.
-var wide = &record.Schema{Columns: []record.Column{
+// partitioned are rows of partitions.
+var partitioned = &record.Schema{Columns: []record.Column{
 	{Name: "p", Type: record.TypeInt32}, {Name: "c", Type: record.TypeInt32},
 	{Name: "v", Type: record.TypeText, Nullable: true}, {Name: "w", Type: record.TypeText, Nullable: true},
 }, Key: []string{"p", "c"}}
 
-const wideTable = "(p int, c int, v text, w text, PRIMARY KEY (p, c))"
+const partitionedTable = "(p int, c int, v text, w text, PRIMARY KEY (p, c))"
 
-// wideRow appends a row of texts, of which "-" is absent and "" null.
-func wideRow(b *record.Batch, row ...string) {
+// partitionedRow appends a row of texts, of which "-" is absent and "" null.
+func partitionedRow(b *record.Batch, row ...string) {
 	for i := range b.Columns {
 		switch v := &b.Columns[i]; {
 		case i >= len(row) || row[i] == "-":
@@ -242,7 +242,7 @@ func wideRow(b *record.Batch, row ...string) {
 // number of attempts, and however late an attempt writes that was overtaken.
 func TestChangesHaveTheirEffectOnceInOrder(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, r *tableRig) {
+	onBoth(t, func(t *testing.T, r *tablesRig) {
 		n := 0
 		rapid.Check(t, func(t *rapid.T) {
 			n++
@@ -250,9 +250,9 @@ func TestChangesHaveTheirEffectOnceInOrder(t *testing.T) {
 				return // each makes a table
 			}
 			name := fmt.Sprintf("wide_%d", n)
-			r.exec("CREATE TABLE " + name + " " + wideTable)
+			r.exec("CREATE TABLE " + name + " " + partitionedTable)
 			key := driver.CheckpointKey{Pipeline: "law", Part: name}
-			target := driver.TableTarget{Table: r.name(name), Mode: driver.Upsert, Key: wide.Key, Schema: wide, Changes: true, Checkpoint: key}
+			target := driver.TableTarget{Table: r.name(name), Mode: driver.Upsert, Key: partitioned.Key, Schema: partitioned, Changes: true, Checkpoint: key}
 			r.prepare(target)
 			// At their source changes were made at times that do not always rise: clocks of
 			// PostgreSQL's do not. Those of an engine that settles by time have their own.
@@ -312,13 +312,13 @@ func TestChangesHaveTheirEffectOnceInOrder(t *testing.T) {
 					model[p+c] = [2]string{v, w}
 				}
 				stream = append(stream, func(b *record.Batch) {
-					wideRow(b, row...)
+					partitionedRow(b, row...)
 					b.Changes = append(b.Changes, change)
 				})
 			}
 			batches := func(from int) (list []*record.Batch) {
 				for from < len(stream) {
-					b := record.New(wide, 8)
+					b := record.New(partitioned, 8)
 					for range rapid.IntRange(1, 10).Draw(t, "batch") {
 						if from < len(stream) {
 							stream[from](b)
