@@ -120,7 +120,7 @@ func (b *Backend) captureTable(ctx context.Context, name driver.TableName) (*cap
 }
 
 func newCaptureTable(name driver.TableName, meta *tableMeta) (m *captureTable, err error) {
-	m = &captureTable{name: name, table: meta.id}
+	m = &captureTable{name: name}
 	if m.options, err = readOptions(meta.cdc); err != nil {
 		return nil, err
 	}
@@ -220,7 +220,6 @@ func (w *wireCell) UnmarshalCQL(_ gocql.TypeInfo, data []byte) error {
 	return nil
 }
 
-func (m *captureTable) id() string         { return m.table.String() }
 func (m *captureTable) ttl() time.Duration { return m.options.ttl }
 
 // readable fails if the log has, or may come to have, rows that would end the
