@@ -168,7 +168,7 @@ func TestDoubleAnswersSelects(t *testing.T) {
 		`SELECT min(v), max(v), sum(v), avg(v), count(v) FROM ks.t WHERE a = 1 AND b = 1`:     {"0 21 63 10 6"},
 		`SELECT DISTINCT a, b, s FROM ks.t WHERE a IN (1, 2) AND b IN (1, 2)`:                 {"2 2 6", "1 1 5"},
 		`SELECT a, c, s FROM ks.t WHERE a = 2 AND b = 2`:                                      {"2 0 6"},
-		`SELECT a, ttl(s), m['x'] AS x FROM ks.t WHERE a = 1 AND b = 1 LIMIT 1`:               {"1 100 2"},
+		`SELECT a, m['x'] AS x FROM ks.t WHERE a = 1 AND b = 1 LIMIT 1`:                       {"1 2"},
 		`SELECT k, token(k) FROM ks.one`:                                                      {"1 -4069959284402364209", "0 -3485513579396041028", "2 -3248873570005575792"},
 		`SELECT k FROM ks.one WHERE token(k) > -3485513579396041028`:                          {"2"},
 		`SELECT k FROM ks.one WHERE token(k) >= -4069959284402364209 AND token(k) < token(2)`: {"1", "0"},
@@ -346,7 +346,11 @@ func TestDoubleCountsAndBatches(t *testing.T) {
 	same(t, "time", texts(t, s, `SELECT writetime(v) FROM ks.t LIMIT 1`), []string{"77"})
 	must(t, s, `INSERT INTO ks.t (k, c, v) VALUES (:k, :c, :v) USING TTL :ttl`, gocql.NamedValue("k", 2), gocql.NamedValue("c", 3), gocql.NamedValue("v", "named"), gocql.NamedValue("ttl", 60))
 	must(t, s, `UPDATE ks.t SET v = ? WHERE k = ? AND c = ?`, gocql.UnsetValue, 2, 3)
-	same(t, "named", texts(t, s, `SELECT c, v, ttl(v) FROM ks.t WHERE k = 2`), []string{"3 named 60"})
+	same(t, "named", texts(t, s, `SELECT c, v FROM ks.t WHERE k = 2`), []string{"3 named"})
+	var ttl int
+	if err := s.Query(`SELECT ttl(v) FROM ks.t WHERE k = 2`).Scan(&ttl); err != nil || ttl < 1 || ttl > 60 {
+		t.Errorf("ttl %d, %v", ttl, err)
+	}
 }
 
 // A page goes on behind the row that it ended with, whatever is written meanwhile.

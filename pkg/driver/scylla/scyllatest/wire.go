@@ -31,10 +31,12 @@ type conn struct {
 	user  string
 	ready bool // logged in
 
-	events  []primitive.EventType
-	version primitive.ProtocolVersion
-	out     sync.Mutex // of writing
-	w       *bufio.Writer
+	version primitive.ProtocolVersion // of the last request
+
+	out    sync.Mutex // of what follows
+	w      *bufio.Writer
+	events []primitive.EventType
+	told   primitive.ProtocolVersion // version of events
 }
 
 func (k *conn) Close() error { return k.net.Close() }
@@ -221,7 +223,7 @@ func (c *Cluster) announce(kind primitive.EventType, m message.Message) {
 		n.mu.Unlock()
 		for _, k := range conns {
 			k.out.Lock()
-			wants, v := slices.Contains(k.events, kind), k.version
+			wants, v := slices.Contains(k.events, kind), k.told
 			k.out.Unlock()
 			if wants {
 				c.wg.Go(func() { k.send(v, -1, m) })
@@ -263,7 +265,7 @@ func (k *conn) handle(m message.Message) (message.Message, *Fault) {
 	}
 	if m, ok := m.(*message.Register); ok {
 		k.out.Lock()
-		k.events = m.EventTypes
+		k.events, k.told = m.EventTypes, k.version
 		k.out.Unlock()
 		return &message.Ready{}, nil
 	}
