@@ -24,9 +24,7 @@ import (
 type captureTable struct {
 	name driver.TableName
 	// client is written into the changes.
-	client string
-	// table is the id of the base table, which one that is made anew has not.
-	table   gocql.UUID
+	client  string
 	base    []captureColumn // in the order of tableMeta
 	options cdcOptions
 	// again reads rows of one batch of the log once more: their numbers and
