@@ -52,6 +52,8 @@ type Config struct {
 	Postgres map[string]string
 	// Proxied has Athena's processes reach the database through Rig.Proxy.
 	Proxied bool
+	// Bare leaves the database out: the caller has its own.
+	Bare bool
 }
 
 // Rig is a running deployment.
@@ -98,8 +100,10 @@ func Start(ctx context.Context, cfg Config) (*Rig, error) {
 			return r, err
 		}
 	}
-	if r.Database, err = localpg.Start(ctx, localpg.Config{Dir: filepath.Join(r.dir, "pg"), Settings: cfg.Postgres}); err != nil {
-		return r, fmt.Errorf("a PostgreSQL server: %w", err)
+	if !cfg.Bare {
+		if r.Database, err = localpg.Start(ctx, localpg.Config{Dir: filepath.Join(r.dir, "pg"), Settings: cfg.Postgres}); err != nil {
+			return r, fmt.Errorf("a PostgreSQL server: %w", err)
+		}
 	}
 	if cfg.Proxied {
 		if r.Proxy, err = NewProxy(fmt.Sprintf("127.0.0.1:%d", r.Database.Port)); err != nil {
@@ -328,7 +332,10 @@ func (p *Process) Start(crashpoint string) error {
 	}
 	defer log.Close()
 	cmd := exec.Command(p.rig.binary, p.args...)
-	dsn := p.rig.DSN()
+	dsn := ""
+	if p.rig.Database != nil {
+		dsn = p.rig.DSN()
+	}
 	if p.rig.Proxy != nil {
 		dsn = strings.Replace(dsn, fmt.Sprintf(":%d/", p.rig.Database.Port), ":"+p.rig.Proxy.Port()+"/", 1)
 	}
