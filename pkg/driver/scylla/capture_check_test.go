@@ -147,6 +147,12 @@ func TestCheckLooksForStreamsDouble(t *testing.T) {
 			createShop, findGeneration, levelError, "not there yet", "wait"},
 		"an empty generation": {[]scyllatest.Option{scyllatest.NoGeneration()}, func(c *scyllatest.Cluster) { c.EmptyGeneration(time.Now().Add(-time.Minute)) },
 			createShop, findGeneration, levelError, "0 streams", "checkAndRepairCdcStreams"},
+		"tablets of an old version": {[]scyllatest.Option{scyllatest.Tablets()}, func(c *scyllatest.Cluster) {
+			c.Fail(scyllatest.Containing("system.cdc_timestamps"), scyllatest.Invalid("unconfigured table cdc_timestamps"), 1<<20)
+		}, strings.Replace(createShop, "false", "true", 1), findLayout, levelError, "tablets, and this version has no change logs", "upgrade"},
+		"a keyspace that does not say": {nil, func(c *scyllatest.Cluster) {
+			c.MustExec(t, `INSERT INTO system_schema.scylla_keyspaces (keyspace_name, storage_type) VALUES ('shop', 'S3')`)
+		}, createShop, findLayout, levelError, "initial_tablets of its keyspace is null", "move the table"},
 		"of tablets": {[]scyllatest.Option{scyllatest.Tablets()}, nil, strings.Replace(createShop, "false", "true", 1), findLayout, levelOK, "tablets", ""},
 	} {
 		t.Run(title, func(t *testing.T) {
