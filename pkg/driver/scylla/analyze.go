@@ -182,17 +182,18 @@ func (a *analysis) normalize(text string, tokens []token) {
 	}
 	first, last := tokens[0], tokens[len(tokens)-1]
 	head, body := text[first.start:first.end], text[first.end:last.start]
+	shift := -first.start
 	if !strings.HasPrefix(body, " ") {
 		body = " " + body
+		shift++
 	}
 	if !strings.HasSuffix(body, " ") && last.is("batch") {
 		body += " "
 	}
 	a.text = head + body + text[last.start:last.end]
-	again, _ := scan(a.text)
-	for _, t := range again {
+	for _, t := range tokens {
 		if t.op("?") {
-			a.markers = append(a.markers, t.start)
+			a.markers = append(a.markers, t.start+shift)
 		}
 	}
 }

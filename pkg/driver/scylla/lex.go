@@ -1,9 +1,6 @@
 package scylla
 
-import (
-	"regexp"
-	"strings"
-)
+import "strings"
 
 // tokenKind is what the lexer tells apart; the classifier needs no more.
 type tokenKind uint8
@@ -35,11 +32,6 @@ type lexer struct {
 	pos int
 }
 
-var (
-	uuidToken   = regexp.MustCompile(`^[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}`)
-	numberToken = regexp.MustCompile(`^(?:0[xX][0-9a-fA-F]*|[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?[0-9a-zA-Z]*)`)
-)
-
 // next returns the next token, or tokenEnd for ever.
 func (l *lexer) next() token {
 	if !l.skipBlank() {
@@ -67,13 +59,13 @@ func (l *lexer) next() token {
 		t := cut(tokenString, len(body)+4)
 		t.text = body
 		return t
-	case len(rest) >= 36 && rest[8] == '-' && uuidToken.MatchString(rest):
-		return cut(tokenNumber, 36)
+	case isUUID(rest):
+		return cut(tokenNumber, uuidLength)
 	case c >= '0' && c <= '9':
-		return cut(tokenNumber, len(numberToken.FindString(rest)))
+		return cut(tokenNumber, numberLength(rest))
 	case isLetter(c):
 		n := 1
-		for n < len(rest) && (isLetter(rest[n]) || rest[n] >= '0' && rest[n] <= '9') {
+		for n < len(rest) && isWordPart(rest[n]) {
 			n++
 		}
 		t := cut(tokenWord, n)
@@ -85,6 +77,40 @@ func (l *lexer) next() token {
 
 func isLetter(c byte) bool {
 	return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c == '_' || c >= 0x80
+}
+
+func isWordPart(c byte) bool { return isLetter(c) || c >= '0' && c <= '9' }
+
+const uuidLength = 36
+
+// isUUID reports whether s begins with a UUID, which stands without quotes.
+func isUUID(s string) bool {
+	if len(s) < uuidLength {
+		return false
+	}
+	for i := range uuidLength {
+		c := s[i] | 0x20
+		if dash := i == 8 || i == 13 || i == 18 || i == 23; dash != (s[i] == '-') || !dash && (c < '0' || c > '9') && (c < 'a' || c > 'f') {
+			return false
+		}
+	}
+	return true
+}
+
+// numberLength is how long the number is that s begins with; 1e-5 and 0xff are one
+// token, and so is what the server refuses, such as 1x.
+func numberLength(s string) int {
+	n := 0
+	for n < len(s) {
+		switch c := s[n]; {
+		case isWordPart(c), c == '.':
+		case (c == '+' || c == '-') && s[n-1]|0x20 == 'e' && !strings.HasPrefix(s, "0x"):
+		default:
+			return n
+		}
+		n++
+	}
+	return n
 }
 
 func (l *lexer) broken() token {

@@ -208,5 +208,5 @@ func cutName(text string) (name, rest string, quoted bool, err error) {
 	if i == 0 {
 		return "", "", false, fmt.Errorf("a name is missing at %q", text)
 	}
-	return strings.ToLower(text[:i]), text[i:], false, nil
+	return strings.ToLower(text[:i]), strings.TrimLeft(text[i:], " "), false, nil
 }
