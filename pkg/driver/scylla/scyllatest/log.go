@@ -74,7 +74,7 @@ func (c *Cluster) setCDC(k *keyspace, t *table, m map[string]string) {
 func (c *Cluster) makeLog(k *keyspace, t *table) {
 	l := newTable(t.ks, t.name+logSuffix)
 	if old := t.log; old != nil {
-		l.parts, l.byKey, l.next, l.opts = old.parts, old.byKey, old.next, old.opts
+		l.id, l.parts, l.byKey, l.next, l.opts = old.id, old.parts, old.byKey, old.next, old.opts
 		old.gone = true
 		c.undescribeTable(l.ks, l.name)
 	} else if k.tables[l.name] != nil {
@@ -131,8 +131,7 @@ type logBatch struct {
 	state  map[string]map[*column][]byte // by clustering key; nil is no row
 	keep   bool                          // state is kept up
 	keys   bool                          // deltas have keys only
-	ended  bool
-	touchS bool // the static row was written
+	touchS bool                          // the static row was written
 }
 
 // A change is a row, or a part of it, that becomes log rows of its own.

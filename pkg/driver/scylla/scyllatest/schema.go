@@ -1,7 +1,7 @@
 package scyllatest
 
 import (
-	"crypto/md5"
+	"crypto/rand"
 	"maps"
 	"slices"
 	"strconv"
@@ -116,8 +116,10 @@ func (t *table) add(name string, kind columnKind, typ *ctype) *column {
 }
 
 func newTable(ks, name string) *table {
-	id := md5.Sum([]byte(ks + "." + name))
-	return &table{ks: ks, name: name, id: id[:], byKey: map[string]*partition{}, opts: map[string]option{}}
+	id := make([]byte, 16) // one that is made anew has another
+	_, _ = rand.Read(id)
+	id[6], id[8] = id[6]&0x0f|0x40, id[8]&0x3f|0x80
+	return &table{ks: ks, name: name, id: id, byKey: map[string]*partition{}, opts: map[string]option{}}
 }
 
 // keyspace finds a keyspace by name, or the one in use.
@@ -143,11 +145,7 @@ func (c *Cluster) table(n *node, use string, name tableName) *table {
 			return n.peers
 		}
 	}
-	k := c.keyspaces[name.ks]
-	if k == nil {
-		c.keyspace(name.ks)
-	}
-	t := k.tables[name.name]
+	t := c.keyspace(name.ks).tables[name.name]
 	if t == nil {
 		panic(invalid("unconfigured table %s", name.name))
 	}
