@@ -29,6 +29,7 @@ import (
 	"github.com/athena-pipelines/athena/pkg/driver"
 	"github.com/athena-pipelines/athena/pkg/driver/postgres"
 	"github.com/athena-pipelines/athena/pkg/driver/s3"
+	"github.com/athena-pipelines/athena/pkg/driver/scylla"
 	"github.com/athena-pipelines/athena/pkg/localpg/pgtest"
 	"github.com/athena-pipelines/athena/pkg/locals3/s3test"
 	"github.com/athena-pipelines/athena/pkg/resolver"
@@ -132,7 +133,7 @@ func deploy(t *testing.T) *deployment {
 	if err != nil {
 		t.Fatal(err)
 	}
-	drivers := map[athena.Engine]driver.Driver{athena.EnginePostgres: driver.New(postgres.Open), athena.EngineS3: driver.New(s3.Open)}
+	drivers := map[athena.Engine]driver.Driver{athena.EnginePostgres: driver.New(postgres.Open), athena.EngineS3: driver.New(s3.Open), athena.EngineScylla: scylla.Driver()}
 	log := slog.New(slog.NewTextHandler(d.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	d.catalog = catalog.New(kv, catalog.Config{Keyring: keyring, Supports: func(e athena.Engine) athena.Capabilities { return drivers[e].Supports }})
 	if d.changes, err = changefeed.NewStore(ctx, d.bus, log); err != nil {
@@ -226,10 +227,25 @@ func (d *deployment) work(id string) (stop func()) {
 // capture captures tables of shop.
 func (d *deployment) capture(tables ...string) {
 	d.t.Helper()
-	c := changefeed.Capture{ID: fmt.Sprint(time.Now().UnixNano()), Client: "shop", CreatedAt: time.Now(), Slot: fmt.Sprintf("athena_runner_%d", time.Now().UnixNano())}
+	c := changefeed.Capture{Client: "shop", Slot: fmt.Sprintf("athena_runner_%d", time.Now().UnixNano())}
 	for _, t := range tables {
 		c.Tables = append(c.Tables, driver.TableName{Schema: "public", Table: t})
 	}
+	d.t.Cleanup(func() {
+		for range 100 {
+			if _, err := d.shop.Exec(context.Background(), "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1", c.Slot); err == nil {
+				return
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+	})
+	d.follow(c)
+}
+
+// follow has a worker do a capture, and waits until it streams.
+func (d *deployment) follow(c changefeed.Capture) {
+	d.t.Helper()
+	c.ID, c.CreatedAt = fmt.Sprint(time.Now().UnixNano()), time.Now()
 	if _, err := d.changes.PutCapture(d.t.Context(), c.WithDefaults()); err != nil {
 		d.t.Fatal(err)
 	}
@@ -248,15 +264,9 @@ func (d *deployment) capture(tables ...string) {
 	d.t.Cleanup(func() {
 		cancel()
 		<-done
-		for range 100 {
-			if _, err := d.shop.Exec(context.Background(), "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1", c.Slot); err == nil {
-				return
-			}
-			time.Sleep(20 * time.Millisecond)
-		}
 	})
 	await(d.t, "the capture", func() string {
-		st, _ := d.changes.Status("shop")
+		st, _ := d.changes.Status(c.Client)
 		if st.State == changefeed.Streaming {
 			return ""
 		}

@@ -59,8 +59,10 @@ type stored struct {
 
 // checkpoint reads one; false if there is none.
 func (b *Backend) checkpoint(ctx context.Context, keyspace string, k driver.CheckpointKey) (s stored, ok bool, err error) {
-	err = b.session.Query("SELECT position, note, clock, writer FROM "+checkpointsOf(keyspace)+" WHERE pipeline = ? AND run = ? AND part = ?", k.Pipeline, k.Run, k.Part).
-		WithContext(ctx).Idempotent(true).Consistency(b.serial()).Scan(&s.position, &s.note, &s.clock, &s.writer)
+	err = b.retry(ctx, func() error {
+		return b.session.Query("SELECT position, note, clock, writer FROM "+checkpointsOf(keyspace)+" WHERE pipeline = ? AND run = ? AND part = ?", k.Pipeline, k.Run, k.Part).
+			WithContext(ctx).SetRequestTimeout(conditionalTimeout).Idempotent(true).Consistency(b.serial()).Scan(&s.position, &s.note, &s.clock, &s.writer)
+	})
 	switch {
 	case errors.Is(err, gocql.ErrNotFound), noSuchTable(err):
 		return s, false, nil
