@@ -45,6 +45,8 @@ type wireValue []byte
 //
 //   - An image belongs to the change of the row with the same key: the one before
 //     to the first such change of the batch, the one after to the last.
+//   - With an image after it a change has the whole row; one that lives for a time
+//     has what was written, since the other columns do not live as long.
 //   - What removes a partition removes a row where the key has no further columns.
 //   - A log that holds keys alone says nothing of the row: such changes have
 //     neither After nor Unchanged, unless there is an image.
@@ -255,9 +257,11 @@ func (d *batchDecoder) change(r *logRow) (err error) {
 	}
 	switch {
 	case c.Op != cdc.Insert && c.Op != cdc.Update:
-	case after != nil:
+	case after != nil && (r.ttl == 0 || d.table.options.keysOnly):
 		c.After, err = d.object(func() error { return d.image(after, clustered, true) })
 		c.Unchanged = d.untold(clustered)
+	case after != nil:
+		err = d.lasting(&c, r, after, clustered)
 	case !d.table.options.keysOnly:
 		err = d.written(&c, r, clustered)
 	}
@@ -387,6 +391,39 @@ func (d *batchDecoder) untold(clustered bool) (names []string) {
 		}
 	}
 	return names
+}
+
+// lasting tells of a row with an image what was written, and leaves out what was
+// not: its time to live is that of the change, and not that of the row.
+func (d *batchDecoder) lasting(c *cdc.Change, r, after *logRow, clustered bool) (err error) {
+	c.After, err = d.object(func() error {
+		if err := d.key(r, clustered); err != nil {
+			return err
+		}
+		for i := range d.table.base {
+			b, l := &d.table.base[i], d.layout.base[i]
+			if b.kind <= clusteringKey || b.kind == regularColumn && !d.ofRow(b, clustered) {
+				continue
+			}
+			there, err := d.wrote(r, l)
+			if err != nil {
+				return fmt.Errorf("column %s of type %s: %w", b.Name, b.Type, err)
+			}
+			switch {
+			case !there && !isTrue(r.values[l.deleted]) && (l.elements < 0 || isNull(r.values[l.elements])):
+				c.Unchanged = append(c.Unchanged, b.Name)
+			case isNull(after.values[l.value]):
+				d.name(b)
+				d.buf = append(d.buf, "null"...)
+			default:
+				if err := d.whole(b, after, l); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+	return err
 }
 
 // written tells what a row of the log says was written: what is known whole in
