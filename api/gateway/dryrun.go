@@ -63,7 +63,7 @@ func (f *Family) dryRun(c *gin.Context, q *query) {
 		Deferred: q.deferred, Outcome: wouldRun, Needs: needed.List(),
 		Held:      needed.Minus(needed.Minus(client.Capabilities)).List(),
 		Supported: needed.Minus(needed.Minus(f.cfg.Dispatcher.Resolver.Supports(client.Engine()))).List(),
-		Effect:    text.Effect, Idempotent: text.Idempotent || q.Idempotent,
+		Effect:    text.Effect, Idempotent: text.IdempotentWith(q.Params) || q.Idempotent,
 		ReadOnly: text.Effect == driver.Read || readsOnly(auth.FromContext(ctx)),
 	}
 	switch {

@@ -7,6 +7,7 @@
 package driver
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -141,6 +142,16 @@ type Analysis struct {
 	// Idempotent says that running the statement twice, as it is, has the
 	// effect of running it once. It is always true of a Read.
 	Idempotent bool
+	// ArraysAdd says that this does not hold where a parameter is an array, which
+	// may be a list whose elements are added once more.
+	ArraysAdd bool
+}
+
+// IdempotentWith is Idempotent for these parameters.
+func (a Analysis) IdempotentWith(params []json.RawMessage) bool {
+	return a.Idempotent && !(a.ArraysAdd && slices.ContainsFunc(params, func(p json.RawMessage) bool {
+		return bytes.HasPrefix(bytes.TrimSpace(p), []byte("["))
+	}))
 }
 
 // Explainer shows how the engine would run a statement, without running it.

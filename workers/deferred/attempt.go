@@ -53,7 +53,7 @@ func (r *run) attempt(ctx context.Context, call dispatch.Call, b backend, ask bo
 	case text.Effect == driver.Write && tracks:
 		return e.write(ctx, tracked)
 	}
-	e.unsafe = !r.job.Idempotent && !text.Idempotent
+	e.unsafe = !r.job.Idempotent && !text.IdempotentWith(r.job.Params)
 	return e.plain(ctx)
 }
 

@@ -31,9 +31,8 @@ type analysis struct {
 // A write is idempotent if, made again at the same time, it writes the same cells.
 // That is not so of conditions (IF), of counters and lists that are added to, of
 // lists and what is at an index of one, and of values that the server makes, such
-// as now(). What cannot be told from the text counts as such; but a parameter does
-// not, although a whole list could stand for it: ScyllaDB makes the keys of its
-// elements from the time of the write.
+// as now(). What cannot be told from the text counts as such, but for parameters: of
+// these ArraysAdd speaks.
 func analyze(text string) analysis {
 	tokens, broken := scan(text)
 	a := analysis{broken: broken, empty: len(tokens) == 0 && !broken, text: text}
@@ -47,6 +46,7 @@ func analyze(text string) analysis {
 		return a
 	}
 	a.classify(tokens)
+	a.ArraysAdd = a.Effect == driver.Write && a.Idempotent
 	a.normalize(text, tokens)
 	return a
 }

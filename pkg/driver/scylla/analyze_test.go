@@ -1,6 +1,7 @@
 package scylla
 
 import (
+	"encoding/json"
 	"strings"
 	"testing"
 
@@ -66,6 +67,25 @@ func TestAnalyzeTellsWhatAWriteMayBeMadeAgain(t *testing.T) {
 	} {
 		if got := analyze(text); got.Effect != driver.Write || got.Idempotent != idempotent {
 			t.Errorf("%s: %s, idempotent %v; want a write, %v", text, got.Effect, got.Idempotent, idempotent)
+		}
+	}
+}
+
+// The elements of a list get keys of their own each time, and go behind those that
+// the same write has left before.
+func TestAParameterThatMayBeAListIsNotWrittenTwice(t *testing.T) {
+	t.Parallel()
+	write, read := analyze(`INSERT INTO t (id, l) VALUES (?, ?)`), analyze(`SELECT * FROM t WHERE id IN ?`)
+	for params, want := range map[string]bool{`[1, "x"]`: true, `[1, [5]]`: false, `[1, {"l": [5]}]`: true, `[]`: true} {
+		var list []json.RawMessage
+		if err := json.Unmarshal([]byte(params), &list); err != nil {
+			t.Fatal(err)
+		}
+		if got := write.IdempotentWith(list); got != want {
+			t.Errorf("with %s the write may be made again: %v, want %v", params, got, want)
+		}
+		if !read.IdempotentWith(list) {
+			t.Errorf("with %s a read may not be made again", params)
 		}
 	}
 }
