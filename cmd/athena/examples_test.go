@@ -12,10 +12,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/athena-pipelines/athena/pipelines/examples"
 	"github.com/athena-pipelines/athena/pkg/driver"
+	"github.com/athena-pipelines/athena/pkg/driver/scylla/scyllatest"
 	"github.com/athena-pipelines/athena/pkg/record"
 	"github.com/athena-pipelines/athena/pkg/sdk"
 )
@@ -27,6 +29,9 @@ type shopAndLake struct {
 	api  *sdk.API
 	lake *sdk.Client
 	db   *pgxpool.Pool // of the shop, apart from Athena
+	// events is the double that the client events stands for. What is seen of it is
+	// seen of no ScyllaDB.
+	events *scyllatest.Cluster
 }
 
 func newShopAndLake(t *testing.T) *shopAndLake {
@@ -53,7 +58,42 @@ func newShopAndLake(t *testing.T) *shopAndLake {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.db.Close)
+	s.events = scyllatest.Start(t)
+	s.events.MustExec(t, "CREATE KEYSPACE web WITH replication = {'class': 'NetworkTopologyStrategy', 'datacenter1': 1}",
+		"CREATE TABLE web.visits (visitor uuid, at timestamp, page text, seconds int, tags set<text>, PRIMARY KEY (visitor, at))",
+		"CREATE TABLE web.carts (owner text, item int, amount int, note text, labels set<text>, PRIMARY KEY (owner, item)) WITH cdc = {'enabled': true}")
+	for i := range 300 {
+		s.events.MustExec(t, fmt.Sprintf("INSERT INTO web.visits (visitor, at, page, seconds, tags) VALUES (%08x-0000-4000-8000-000000000000, '2026-02-%02dT10:00:%02dZ', '/p%d', %d, {'a', 'b%d'})", i%50, i%3+1, i%60, i, i%10, i))
+	}
+	for i := range 20 {
+		s.events.MustExec(t, fmt.Sprintf("INSERT INTO web.carts (owner, item, amount) VALUES ('before', %d, 1)", i))
+	}
+	definition, err := json.Marshal(map[string]any{
+		"client_name": "events", "engine": "scylla", "lifecycle": "active", "connection": map[string]any{"hosts": s.events.Hosts(), "keyspace": "web"},
+		"capabilities": map[string]bool{"gateway_query": true, "cdc": true, "pipeline_source": true, "pipeline_sink": true},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := call(t, s.env, string(definition), "client", "apply", "-f", "-"); got.exit != exitOK {
+		t.Fatalf("client apply: exit %d\n%s", got.exit, got.stderr)
+	}
 	return s
+}
+
+// texts are the rows of a statement to the double as texts, sorted.
+func (s *shopAndLake) texts(t *testing.T, cql string) []string {
+	t.Helper()
+	_, rows, err := s.events.Rows(cql)
+	if err != nil {
+		t.Fatalf("%s: %v", cql, err)
+	}
+	list := make([]string, len(rows))
+	for i, r := range rows {
+		list[i] = strings.Join(r, "|")
+	}
+	slices.Sort(list)
+	return list
 }
 
 // number is the one number that a statement gives.
@@ -262,6 +302,51 @@ var exampleCases = map[string]exampleCase{
 			equal(t, "rows written", run.Counts.Written, all)
 		},
 	},
+	"scylla-to-lake": {ran: func(t *testing.T, s *shopAndLake, run *sdk.RunInfo) {
+		by, all, objects := s.rows(t.Context(), t, "visits/", "day")
+		equal(t, "rows in the lake", all, 270) // a tenth took no time
+		equal(t, "rows written", run.Counts.Written, all)
+		if fmt.Sprint(by) != "map[2026-02-01:90 2026-02-02:90 2026-02-03:90]" || len(objects) < 3 {
+			t.Errorf("the days are %v, in %d objects", by, len(objects))
+		}
+	}},
+	"postgres-to-scylla": {ran: func(t *testing.T, s *shopAndLake, run *sdk.RunInfo) {
+		for range 2 {
+			var want []string
+			rows, err := s.db.Query(t.Context(), "select concat_ws('|', category, name, price, sku, stock) from products")
+			if err == nil {
+				want, err = pgx.CollectRows(rows, pgx.RowTo[string])
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			slices.Sort(want)
+			if got := s.texts(t, "SELECT category, name, price, sku, stock FROM web.products"); !slices.Equal(got, want) {
+				t.Errorf("there are %d products of %d: %.200q and %.200q", len(got), len(want), got, want)
+			}
+			equal(t, "rows written", run.Counts.Written, int64(len(want)))
+			s.exec(t, "update products set stock = stock + 1 where id <= 10")
+			run = s.run(t, "postgres-to-scylla")
+		}
+	}},
+	"scylla-changes-to-postgres": {followed: func(t *testing.T, s *shopAndLake) {
+		for i := range 40 {
+			s.events.MustExec(t, fmt.Sprintf("INSERT INTO web.carts (owner, item, amount) VALUES ('o%d', %d, 1)", i%4, i), fmt.Sprintf("UPDATE web.carts SET note = 'n%d' WHERE owner = 'o%d' AND item = %d", i, i%4, i))
+		}
+		s.events.MustExec(t, "DELETE FROM web.carts WHERE owner = 'o0'", "DELETE FROM web.carts WHERE owner = 'o1' AND item > 20", "DELETE FROM web.carts WHERE owner = 'o2' AND item = 2",
+			"UPDATE web.carts SET labels = {'x'}, amount = 5 WHERE owner = 'o3' AND item = 3")
+		want := s.texts(t, "SELECT owner, item, amount, note FROM web.carts")
+		s.eventually(t, "the copy has the carts", func() bool {
+			rows, err := s.db.Query(t.Context(), "select owner || '|' || item || '|' || coalesce(amount::text, 'null') || '|' || coalesce(note, 'null') from web_carts")
+			if err != nil {
+				return false
+			}
+			got, err := pgx.CollectRows(rows, pgx.RowTo[string])
+			slices.Sort(got)
+			return err == nil && slices.Equal(got, want)
+		})
+		equal(t, "carts", int64(len(want)), 20+5+9+10)
+	}},
 	"customers-masked": {followed: func(t *testing.T, s *shopAndLake) {
 		s.eventually(t, "the copy has the customers", func() bool {
 			return s.number(t, "select count(*) from customers c full join customers_masked m using (id) where c.id is null or m.id is null or c.country <> m.country") == 0
@@ -353,6 +438,7 @@ func TestEveryExampleRuns(t *testing.T) {
 	s.put(t, "incoming/prices/january.csv", append(csv, csv[1], "00000000-0000-4000-8000-000000000099,free,2026-01-01")...)
 	s.put(t, "incoming/reviews/today.ndjson", append(reviews, strings.Replace(reviews[0], `"stars":1`, `"stars":11`, 1))...)
 	ok(t, s.env, "cdc", "enable", "-t", "public.orders,public.order_items,public.customers", "--wait", "40s")
+	ok(t, s.env, "cdc", "enable", "--client", "events", "-t", "web.carts", "--confidence", "200ms", "--wait", "40s")
 	if got := ok(t, s.env, "pipeline", "apply", "-f", dir); strings.Count(got, " created ") != len(names) {
 		t.Fatalf("apply: %s", got)
 	}
