@@ -154,6 +154,9 @@ func (c *Cluster) table(n *node, use string, name tableName) *table {
 
 func (c *Cluster) resolveType(ks string, e typeExpr) *ctype {
 	var args []*ctype
+	if e.ks == "" && e.name == "frozen" && len(e.args) == 1 {
+		e.args = []typeExpr{frozenInside(e.args[0])}
+	}
 	for _, a := range e.args {
 		args = append(args, c.resolveType(ks, a))
 	}
@@ -209,6 +212,19 @@ func (c *Cluster) resolveType(ks string, e typeExpr) *ctype {
 		return &ctype{kind: name, args: args, size: e.size, frozen: true}
 	}
 	panic(syntax("unknown type %s", name))
+}
+
+// frozenInside freezes what a collection holds, as freezing the collection does.
+func frozenInside(e typeExpr) typeExpr {
+	switch e.name {
+	case "list", "set", "map":
+		args := make([]typeExpr, len(e.args))
+		for i, a := range e.args {
+			args[i] = typeExpr{name: "frozen", args: []typeExpr{a}}
+		}
+		e.args = args
+	}
+	return e
 }
 
 func ddl(change primitive.SchemaChangeType, target primitive.SchemaChangeTarget, ks, object string) *message.SchemaChangeResult {
