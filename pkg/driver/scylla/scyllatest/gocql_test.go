@@ -166,7 +166,7 @@ func TestDoubleAnswersSelects(t *testing.T) {
 		`SELECT v FROM ks.t WHERE a = 1 AND b = 1 AND d = 0 ALLOW FILTERING`:                  {"20", "10", "0"},
 		`SELECT count(*) FROM ks.t WHERE a = 1 AND b = 1`:                                     {"6"},
 		`SELECT min(v), max(v), sum(v), avg(v), count(v) FROM ks.t WHERE a = 1 AND b = 1`:     {"0 21 63 10 6"},
-		`SELECT DISTINCT a, b, s FROM ks.t WHERE a IN (1, 2) AND b IN (1, 2)`:                 {"2 2 6", "1 1 5"},
+		`SELECT DISTINCT a, b, s FROM ks.t WHERE a IN (1, 2) AND b IN (1, 2)`:                 {"1 1 5", "2 2 6"},
 		`SELECT a, c, s FROM ks.t WHERE a = 2 AND b = 2`:                                      {"2 0 6"},
 		`SELECT a, m['x'] AS x FROM ks.t WHERE a = 1 AND b = 1 LIMIT 1`:                       {"1 2"},
 		`SELECT k, token(k) FROM ks.one`:                                                      {"1 -4069959284402364209", "0 -3485513579396041028", "2 -3248873570005575792"},

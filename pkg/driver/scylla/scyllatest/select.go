@@ -399,7 +399,8 @@ func (p *selectPlan) anyRow(e *env, part *partition) bool {
 	return slices.ContainsFunc(part.rows, func(r *row) bool { return r.live(part.floor(p.t, r), e.now) })
 }
 
-// partitions are those that may have rows, in the order of their tokens.
+// partitions are those that may have rows: in the order of their tokens, but of their
+// keys where those are given.
 func (p *selectPlan) partitions(conds []cond, s pageState) []*partition {
 	if p.where.keyed {
 		var list []*partition
@@ -408,8 +409,10 @@ func (p *selectPlan) partitions(conds []cond, s pageState) []*partition {
 				list = append(list, part)
 			}
 		}
-		slices.SortFunc(list, comparePartitions)
-		return p.from(list, s)
+		if i := slices.IndexFunc(list, func(x *partition) bool { return s.resumed && bytes.Equal(x.key, s.key) }); i >= 0 {
+			return list[i:]
+		}
+		return list
 	}
 	list := p.t.parts
 	for _, c := range conds {
@@ -424,10 +427,6 @@ func (p *selectPlan) partitions(conds []cond, s pageState) []*partition {
 			list = list[i:]
 		}
 	}
-	return p.from(list, s)
-}
-
-func (p *selectPlan) from(list []*partition, s pageState) []*partition {
 	if !s.resumed {
 		return list
 	}

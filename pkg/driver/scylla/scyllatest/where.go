@@ -318,12 +318,19 @@ func (b *binder) where(list []relation) *where {
 		w.filtered = true
 	}
 	gap := ""
+	var joint []*column // of a relation on several columns
 	for _, c := range b.t.ck {
 		switch {
+		case slices.Contains(joint, c):
 		case restricted(c) && (gap != "" || !w.keyed):
 			w.filtered = true
 		case !eq(c) && gap == "":
 			gap = c.name
+		}
+		for _, r := range w.rels {
+			if len(r.cols) > 1 && r.cols[0] == c {
+				joint = append(joint, r.cols...)
+			}
 		}
 	}
 	for _, r := range w.rels {
@@ -343,7 +350,8 @@ func (w *where) eval(e *env) (conds []cond) {
 	return conds
 }
 
-// keys gives the partition keys that a clause with the whole key names, each once.
+// keys gives the partition keys that a clause with the whole key names, each once, in
+// the order of their values.
 func (w *where) keys(conds []cond) [][][]byte {
 	out := [][][]byte{nil}
 	for _, col := range w.t.pk {
@@ -365,6 +373,7 @@ func (w *where) keys(conds []cond) [][][]byte {
 				}
 			}
 		}
+		slices.SortFunc(alts, col.typ.compare)
 		var next [][][]byte
 		for _, k := range out {
 			for i, a := range alts {
@@ -379,6 +388,14 @@ func (w *where) keys(conds []cond) [][][]byte {
 		out = next
 	}
 	return out
+}
+
+// mixed reports a relation on several columns whose orders differ: what it leaves is
+// not one range.
+func (w *where) mixed() bool {
+	return slices.ContainsFunc(w.rels, func(r *rel) bool {
+		return !r.token && len(r.cols) > 1 && r.op != "=" && r.op != "in" && slices.ContainsFunc(r.cols, func(c *column) bool { return c.desc != r.cols[0].desc })
+	})
 }
 
 // span narrows the rows of a partition to those whose clustering key can fit, in

@@ -359,6 +359,9 @@ func (w *writePlan) keyMods(e *env, m mod, conds []cond) (mods []*mod) {
 		}
 		return mods
 	}
+	if w.where.mixed() || slices.ContainsFunc(conds, func(c cond) bool { return c.op == "in" && c.cols[0].kind == clustering }) {
+		panic(e.c.unknown("a DELETE of several ranges"))
+	}
 	m.kind = modRangeDelete
 	m.from, m.to = w.where.bounds(conds)
 	return []*mod{&m}
