@@ -54,8 +54,9 @@ type ScyllaConn struct {
 	Hosts []string `json:"hosts"`
 	// Keyspace is that of tables whose name has none.
 	Keyspace string `json:"keyspace,omitempty"`
-	// Datacenter holds the connection to one datacenter: nodes of others are asked
-	// nothing, also while all of this one are down. Empty is any.
+	// Datacenter holds the connection to one datacenter, where contact points must
+	// be: nodes of others are asked nothing, also while all of this one are down.
+	// Empty is any.
 	Datacenter string `json:"datacenter,omitempty"`
 	// Username and Password go together; both are empty in a cluster that lets
 	// everybody in.

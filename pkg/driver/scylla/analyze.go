@@ -125,7 +125,7 @@ func idempotent(tokens []token) bool {
 		switch before, after := at(i-1), at(i+1); {
 		case t.is("if"):
 			return false
-		case t.is("json") && after.kind == tokenString && strings.Contains(after.text, "["):
+		case t.is("json") && (after.kind != tokenString || strings.Contains(after.text, "[")):
 			return false // it may write a list
 		case t.op("(") && before.name() && !isTarget(tokens, i-1) && !isPure(before):
 			return false

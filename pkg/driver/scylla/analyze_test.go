@@ -32,6 +32,7 @@ func TestAnalyzeTellsWhatAWriteMayBeMadeAgain(t *testing.T) {
 		`INSERT INTO t (id, note) VALUES (1, $$ if it's now() $$)`:                                   true,
 		`INSERT INTO t JSON '{"id": 1}'`:                                                             true,
 		`INSERT INTO t JSON '{"id": 1, "l": [1]}'`:                                                   false,
+		`INSERT INTO t JSON ?`:                                                                       false,
 		`INSERT INTO now (id) VALUES (1)`:                                                            true,
 		`UPDATE t SET a = 1, b = ? WHERE id = 1`:                                                     true,
 		`UPDATE t SET a = 1 WHERE id IN (1, 2)`:                                                      true,

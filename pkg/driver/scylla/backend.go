@@ -115,6 +115,7 @@ func clusterConfig(conn athena.ScyllaConn) (*gocql.ClusterConfig, error) {
 	if conn.Datacenter != "" {
 		// What LOCAL_QUORUM means must not depend on which nodes answer.
 		hosts = gocql.DCAwareRoundRobinPolicy(conn.Datacenter, gocql.HostPolicyOptionDisableDCFailover)
+		cfg.HostFilter = gocql.DataCenterHostFilter(conn.Datacenter)
 	}
 	cfg.PoolConfig.HostSelectionPolicy = gocql.TokenAwareHostPolicy(hosts)
 	if conn.Username != "" || !conn.Password.IsZero() {

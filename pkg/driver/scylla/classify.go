@@ -136,12 +136,12 @@ func (b *Backend) Classify(err error) driver.Failure {
 func classifyConnect(err error) driver.Failure {
 	f := driver.Failure{Code: athena.CodeBackendUnavailable, Message: "the cluster cannot be reached", NoEffect: true}
 	switch text := strings.ToLower(err.Error()); {
-	case strings.Contains(text, "username and/or password"), strings.Contains(text, "bad credentials"), strings.Contains(text, "authenticat"):
+	case strings.Contains(text, "password"), strings.Contains(text, "credentials"), strings.Contains(text, "authenticat"):
 		f.Message = "the cluster refused the login; check username and password"
-	case strings.Contains(text, "datacenter"):
-		f.Message = "no node of the cluster is in the datacenter of the connection"
-	case strings.Contains(text, "keyspace"):
-		f.Message = "the keyspace of the connection does not exist"
+	case strings.Contains(text, "was filtered"):
+		f.Message = "no contact point that answers is in the datacenter of the connection"
+	case strings.Contains(text, gocql.ErrNoConnectionsStarted.Error()):
+		f.Message = "the cluster answers and no connection could be set up; check that the keyspace of the connection exists, and that the addresses that nodes tell of each other can be reached"
 	case strings.Contains(text, "tls:"), strings.Contains(text, "x509:"):
 		f.Message = "the cluster's certificate is not trusted, or it does not speak TLS"
 	}
