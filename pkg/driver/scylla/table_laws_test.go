@@ -28,19 +28,32 @@ type tablesRig struct {
 	keyspace string
 }
 
-// onBoth runs a test on the double, and on a real Cassandra where that is switched on.
-func onBoth(t *testing.T, test func(t *testing.T, r *tablesRig)) {
-	t.Run("on the Double", func(t *testing.T) {
-		t.Parallel()
-		c := scyllatest.Start(t)
-		c.MustExec(t, "CREATE KEYSPACE ks WITH replication = {'class': 'NetworkTopologyStrategy', 'datacenter1': 1}")
-		test(t, newTablesRig(t, athena.ScyllaConn{Hosts: c.Hosts(), Keyspace: "ks"}))
-	})
-	t.Run("on Cassandra", func(t *testing.T) {
-		t.Parallel()
-		s := cassandratest.Start(t)
-		test(t, newTablesRig(t, s.Conn(s.Keyspace(t))))
-	})
+// tableLaws hold for tables of every server that speaks CQL.
+var tableLaws = map[string]func(*testing.T, *tablesRig){
+	"what is read and written is the same":         whatIsReadAndWrittenIsTheSame,
+	"changes have their effect once, and in order": changesHaveTheirEffectOnceInOrder,
+	"plans name what stands in the way":            plansNameWhatStandsInTheWay,
+	"rows are refused one by one":                  rowsAreRefusedOneByOne,
+}
+
+func TestTablesDouble(t *testing.T) {
+	t.Parallel()
+	for name, law := range tableLaws {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := scyllatest.Start(t)
+			c.MustExec(t, "CREATE KEYSPACE ks WITH replication = {'class': 'NetworkTopologyStrategy', 'datacenter1': 1}")
+			law(t, newTablesRig(t, athena.ScyllaConn{Hosts: c.Hosts(), Keyspace: "ks"}))
+		})
+	}
+}
+
+func TestTablesCassandra(t *testing.T) {
+	t.Parallel()
+	s := cassandratest.Start(t)
+	for name, law := range tableLaws {
+		t.Run(name, func(t *testing.T) { law(t, newTablesRig(t, s.Conn(s.Keyspace(t)))) })
+	}
 }
 
 func newTablesRig(t *testing.T, conn athena.ScyllaConn) *tablesRig {
@@ -145,46 +158,43 @@ const everyType = `CREATE TABLE every (id int PRIMARY KEY, bo boolean, ti tinyin
 
 // Values of every type come through a pipeline as they are: what is read of one table
 // and written to another is the same to the last byte, nulls among it.
-func TestWhatIsReadAndWrittenIsTheSame(t *testing.T) {
-	t.Parallel()
-	onBoth(t, func(t *testing.T, r *tablesRig) {
-		r.exec("CREATE TYPE address (street text, zip int)")
-		r.exec(everyType)
-		r.exec(strings.Replace(everyType, "TABLE every", "TABLE copied", 1))
-		insert := func(values string) { r.exec("INSERT INTO every (" + columnsOf(everyType) + ") VALUES " + values) }
-		insert(`(1, true, -128, 32767, -2147483648, 9223372036854775807, 123456789012345678901234567890, -12.500, 1.5, 0.1, 'a', 'é 日本', 0x00ff, '2026-11-22', '23:59:59.999999', '2026-11-22T10:00:00.123Z',
+func whatIsReadAndWrittenIsTheSame(t *testing.T, r *tablesRig) {
+	r.exec("CREATE TYPE address (street text, zip int)")
+	r.exec(everyType)
+	r.exec(strings.Replace(everyType, "TABLE every", "TABLE copied", 1))
+	insert := func(values string) { r.exec("INSERT INTO every (" + columnsOf(everyType) + ") VALUES " + values) }
+	insert(`(1, true, -128, 32767, -2147483648, 9223372036854775807, 123456789012345678901234567890, -12.500, 1.5, 0.1, 'a', 'é 日本', 0x00ff, '2026-11-22', '23:59:59.999999', '2026-11-22T10:00:00.123Z',
 			6ba7b810-9dad-41d1-80b4-00c04fd430c8, 6ba7b810-9dad-11d1-80b4-00c04fd430c8, '::1', 1y2mo3d4h5m6s, [1, 2, 2], {'b', 'a'}, {1: ['x', 'y'], 2: []}, {3, 1}, (1, 'x'), (1, ('y', true)), {street: 'High', zip: 1})`)
-		insert(`(2, false, 127, -1, 0, -1, -1, 0, NaN, Infinity, '', '', 0x, '0001-01-01', '00:00:00', '1969-12-31T23:59:59.999Z',
+	insert(`(2, false, 127, -1, 0, -1, -1, 0, NaN, Infinity, '', '', 0x, '0001-01-01', '00:00:00', '1969-12-31T23:59:59.999Z',
 			00000000-0000-4000-8000-000000000000, 00000000-0000-1000-8000-000000000000, '10.0.0.1', 0s, [], {}, {}, {}, (null, null), (null, (null, null)), {street: null})`)
-		r.exec("INSERT INTO every (id) VALUES (3)")
-		insert(`(4, true, 0, 0, 0, 0, 255, 1000.0, -0.0, -0.0, 'x', 'x', 0x01, '1970-01-01', '12:00:00', '1970-01-01T00:00:00Z',
+	r.exec("INSERT INTO every (id) VALUES (3)")
+	insert(`(4, true, 0, 0, 0, 0, 255, 1000.0, -0.0, -0.0, 'x', 'x', 0x01, '1970-01-01', '12:00:00', '1970-01-01T00:00:00Z',
 			6ba7b810-9dad-41d1-80b4-00c04fd430c8, 6ba7b810-9dad-11d1-80b4-00c04fd430c8, '255.255.255.255', -1d, [0], {''}, {0: ['']}, {0}, null, (1, null), null)`)
-		all := r.read(driver.TableRead{Table: r.name("every")})
-		target := driver.TableTarget{Table: r.name("copied"), Mode: driver.Upsert, Key: []string{"id"}, Schema: all.Schema}
-		if plan := r.prepare(target); len(plan.Notes) != 2 {
-			t.Errorf("the plan notes %q", plan.Notes)
+	all := r.read(driver.TableRead{Table: r.name("every")})
+	target := driver.TableTarget{Table: r.name("copied"), Mode: driver.Upsert, Key: []string{"id"}, Schema: all.Schema}
+	if plan := r.prepare(target); len(plan.Notes) != 2 {
+		t.Errorf("the plan notes %q", plan.Notes)
+	}
+	if rejected := r.write(target, nil, all); rejected != nil {
+		t.Fatalf("rejected: %+v", rejected)
+	}
+	want, got := r.lines("SELECT * FROM every"), r.lines("SELECT * FROM copied")
+	slices.Sort(want)
+	slices.Sort(got)
+	if !slices.Equal(got, want) {
+		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+	// One value has one form, read as a row or as JSON.
+	rows := make([]string, all.Rows())
+	for i := range rows {
+		rows[i] = string(all.AppendJSON(nil, i))
+	}
+	slices.Sort(rows)
+	for i := range rows {
+		if rows[i] != want[i] {
+			t.Errorf("a row is read as\n%s\nand as JSON it is\n%s", rows[i], want[i])
 		}
-		if rejected := r.write(target, nil, all); rejected != nil {
-			t.Fatalf("rejected: %+v", rejected)
-		}
-		want, got := r.lines("SELECT * FROM every"), r.lines("SELECT * FROM copied")
-		slices.Sort(want)
-		slices.Sort(got)
-		if !slices.Equal(got, want) {
-			t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
-		}
-		// One value has one form, read as a row or as JSON.
-		rows := make([]string, all.Rows())
-		for i := range rows {
-			rows[i] = string(all.AppendJSON(nil, i))
-		}
-		slices.Sort(rows)
-		for i := range rows {
-			if rows[i] != want[i] {
-				t.Errorf("a row is read as\n%s\nand as JSON it is\n%s", rows[i], want[i])
-			}
-		}
-	})
+	}
 }
 
 // columnsOf lists the columns that a statement creates, in its order.
@@ -240,127 +250,124 @@ func partitionedRow(b *record.Batch, row ...string) {
 
 // Changes are applied as if one by one, in whatever batches they come, by whatever
 // number of attempts, and however late an attempt writes that was overtaken.
-func TestChangesHaveTheirEffectOnceInOrder(t *testing.T) {
-	t.Parallel()
-	onBoth(t, func(t *testing.T, r *tablesRig) {
-		n := 0
-		rapid.Check(t, func(t *rapid.T) {
-			n++
-			if n > 25 && strings.Contains(r.Name(), "Cassandra") {
-				return // each makes a table
+func changesHaveTheirEffectOnceInOrder(t *testing.T, r *tablesRig) {
+	n := 0
+	rapid.Check(t, func(t *rapid.T) {
+		n++
+		if n > 25 && strings.Contains(r.Name(), "Cassandra") {
+			return // each makes a table
+		}
+		name := fmt.Sprintf("wide_%d", n)
+		r.exec("CREATE TABLE " + name + " " + partitionedTable)
+		key := driver.CheckpointKey{Pipeline: "law", Part: name}
+		target := driver.TableTarget{Table: r.name(name), Mode: driver.Upsert, Key: partitioned.Key, Schema: partitioned, Changes: true, Checkpoint: key}
+		r.prepare(target)
+		// At their source changes were made at times that do not always rise: clocks of
+		// PostgreSQL's do not. Those of an engine that settles by time have their own.
+		timed := rapid.Bool().Draw(t, "timed")
+		model := map[string][2]string{}
+		var stream []func(*record.Batch)
+		at := time.Now().Add(-time.Hour).UnixMicro()
+		for i := range rapid.IntRange(1, 30).Draw(t, "changes") {
+			change := record.Change{Pos: cdc.Position(fmt.Sprintf("%06d", i+1)), At: at + rapid.Int64Range(-3, 3).Draw(t, "jitter")}
+			if at++; timed {
+				at += 10
+				change.WriteTime = at
 			}
-			name := fmt.Sprintf("wide_%d", n)
-			r.exec("CREATE TABLE " + name + " " + partitionedTable)
-			key := driver.CheckpointKey{Pipeline: "law", Part: name}
-			target := driver.TableTarget{Table: r.name(name), Mode: driver.Upsert, Key: partitioned.Key, Schema: partitioned, Changes: true, Checkpoint: key}
-			r.prepare(target)
-			// At their source changes were made at times that do not always rise: clocks of
-			// PostgreSQL's do not. Those of an engine that settles by time have their own.
-			timed := rapid.Bool().Draw(t, "timed")
-			model := map[string][2]string{}
-			var stream []func(*record.Batch)
-			at := time.Now().Add(-time.Hour).UnixMicro()
-			for i := range rapid.IntRange(1, 30).Draw(t, "changes") {
-				change := record.Change{Pos: cdc.Position(fmt.Sprintf("%06d", i+1)), At: at + rapid.Int64Range(-3, 3).Draw(t, "jitter")}
-				if at++; timed {
-					at += 10
-					change.WriteTime = at
-				}
-				p, c := rapid.SampledFrom([]string{"1", "2"}).Draw(t, "p"), rapid.SampledFrom([]string{"1", "2", "3"}).Draw(t, "c")
-				value := func(name string, absent ...string) string {
-					return rapid.SampledFrom(append([]string{"", "x", "y"}, absent...)).Draw(t, name)
-				}
-				row := []string{p, c}
-				kind := rapid.IntRange(0, 7).Draw(t, "op")
-				switch {
-				case kind == 0:
-					change.Op = cdc.Delete
-					delete(model, p+c)
-				case kind == 1:
-					change.Op, row = cdc.Truncate, nil
-					clear(model)
-				case kind == 2:
-					change.Op, row = cdc.DeletePartition, []string{p}
-					maps.DeleteFunc(model, func(k string, _ [2]string) bool { return k[:1] == p })
-				case kind == 3:
-					op := rapid.SampledFrom([]string{"<", "<=", ">", ">="}).Draw(t, "bound")
-					change.Op, row, change.Where = cdc.DeleteRange, []string{p}, []record.Condition{{Column: "c", Op: op, Value: json.RawMessage(c)}}
-					maps.DeleteFunc(model, func(k string, _ [2]string) bool {
-						order := strings.Compare(k[1:], c)
-						return k[:1] == p && (order < 0 && op[0] == '<' || order > 0 && op[0] == '>' || order == 0 && len(op) == 2)
-					})
-				case timed: // what is not given stays
-					change.Op = cdc.Insert
-					v, w := value("v", "-"), value("w", "-")
-					row = append(row, v, w)
-					old := model[p+c]
-					for i, s := range []string{v, w} {
-						if s != "-" {
-							old[i] = s
-						}
-					}
-					model[p+c] = old
-				default:
-					change.Op = cdc.Update
-					v, w := value("v"), value("w")
-					if _, there := model[p+c]; there && rapid.Bool().Draw(t, "partial") {
-						row = append(row, v, "-")
-						model[p+c] = [2]string{v, model[p+c][1]}
-						break
-					}
-					row = append(row, v, w)
-					model[p+c] = [2]string{v, w}
-				}
-				stream = append(stream, func(b *record.Batch) {
-					partitionedRow(b, row...)
-					b.Changes = append(b.Changes, change)
+			p, c := rapid.SampledFrom([]string{"1", "2"}).Draw(t, "p"), rapid.SampledFrom([]string{"1", "2", "3"}).Draw(t, "c")
+			value := func(name string, absent ...string) string {
+				return rapid.SampledFrom(append([]string{"", "x", "y"}, absent...)).Draw(t, name)
+			}
+			row := []string{p, c}
+			kind := rapid.IntRange(0, 7).Draw(t, "op")
+			switch {
+			case kind == 0:
+				change.Op = cdc.Delete
+				delete(model, p+c)
+			case kind == 1:
+				change.Op, row = cdc.Truncate, nil
+				clear(model)
+			case kind == 2:
+				change.Op, row = cdc.DeletePartition, []string{p}
+				maps.DeleteFunc(model, func(k string, _ [2]string) bool { return k[:1] == p })
+			case kind == 3:
+				op := rapid.SampledFrom([]string{"<", "<=", ">", ">="}).Draw(t, "bound")
+				change.Op, row, change.Where = cdc.DeleteRange, []string{p}, []record.Condition{{Column: "c", Op: op, Value: json.RawMessage(c)}}
+				maps.DeleteFunc(model, func(k string, _ [2]string) bool {
+					order := strings.Compare(k[1:], c)
+					return k[:1] == p && (order < 0 && op[0] == '<' || order > 0 && op[0] == '>' || order == 0 && len(op) == 2)
 				})
-			}
-			batches := func(from int) (list []*record.Batch) {
-				for from < len(stream) {
-					b := record.New(partitioned, 8)
-					for range rapid.IntRange(1, 10).Draw(t, "batch") {
-						if from < len(stream) {
-							stream[from](b)
-							from++
-						}
+			case timed: // what is not given stays
+				change.Op = cdc.Insert
+				v, w := value("v", "-"), value("w", "-")
+				row = append(row, v, w)
+				old := model[p+c]
+				for i, s := range []string{v, w} {
+					if s != "-" {
+						old[i] = s
 					}
-					list = append(list, b)
 				}
-				return list
+				model[p+c] = old
+			default:
+				change.Op = cdc.Update
+				v, w := value("v"), value("w")
+				if _, there := model[p+c]; there && rapid.Bool().Draw(t, "partial") {
+					row = append(row, v, "-")
+					model[p+c] = [2]string{v, model[p+c][1]}
+					break
+				}
+				row = append(row, v, w)
+				model[p+c] = [2]string{v, w}
 			}
-			// An attempt that is overtaken: it has begun, and writes on when another is done.
-			zombie, err := r.b.BeginTable(r.Context(), target)
-			if err != nil {
+			stream = append(stream, func(b *record.Batch) {
+				partitionedRow(b, row...)
+				b.Changes = append(b.Changes, change)
+			})
+		}
+		batches := func(from int) (list []*record.Batch) {
+			for from < len(stream) {
+				b := record.New(partitioned, 8)
+				for range rapid.IntRange(1, 10).Draw(t, "batch") {
+					if from < len(stream) {
+						stream[from](b)
+						from++
+					}
+				}
+				list = append(list, b)
+			}
+			return list
+		}
+		// An attempt that is overtaken: it has begun, and writes on when another is done.
+		zombie, err := r.b.BeginTable(r.Context(), target)
+		if err != nil {
+			t.Fatal(err)
+		}
+		lost := batches(0)
+		early := rapid.IntRange(0, len(lost)).Draw(t, "written early")
+		for _, b := range lost[:early] {
+			if _, err := zombie.Write(r.Context(), b); err != nil {
 				t.Fatal(err)
 			}
-			lost := batches(0)
-			early := rapid.IntRange(0, len(lost)).Draw(t, "written early")
-			for _, b := range lost[:early] {
-				if _, err := zombie.Write(r.Context(), b); err != nil {
-					t.Fatal(err)
-				}
+		}
+		r.write(target, &driver.Checkpoint{CheckpointKey: key, Position: "1"}, batches(0)...)
+		for _, b := range lost[early:] {
+			if _, err := zombie.Write(r.Context(), b); err != nil {
+				t.Fatal(err)
 			}
-			r.write(target, &driver.Checkpoint{CheckpointKey: key, Position: "1"}, batches(0)...)
-			for _, b := range lost[early:] {
-				if _, err := zombie.Write(r.Context(), b); err != nil {
-					t.Fatal(err)
-				}
-			}
-			if err := zombie.Commit(r.Context(), driver.Checkpoint{CheckpointKey: key, Position: "2"}); err == nil {
-				t.Fatal("who was overtaken has committed")
-			}
-			var want []string
-			for k, row := range model {
-				want = append(want, fmt.Sprintf(`{"p":%s,"c":%s,"v":%s,"w":%s}`, k[:1], k[1:], text(row[0]), text(row[1])))
-			}
-			slices.Sort(want)
-			got := r.lines("SELECT p, c, v, w FROM " + name)
-			slices.Sort(got)
-			if !slices.Equal(got, want) {
-				t.Fatalf("the table has\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
-			}
-		})
+		}
+		if err := zombie.Commit(r.Context(), driver.Checkpoint{CheckpointKey: key, Position: "2"}); err == nil {
+			t.Fatal("who was overtaken has committed")
+		}
+		var want []string
+		for k, row := range model {
+			want = append(want, fmt.Sprintf(`{"p":%s,"c":%s,"v":%s,"w":%s}`, k[:1], k[1:], text(row[0]), text(row[1])))
+		}
+		slices.Sort(want)
+		got := r.lines("SELECT p, c, v, w FROM " + name)
+		slices.Sort(got)
+		if !slices.Equal(got, want) {
+			t.Fatalf("the table has\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+		}
 	})
 }
 
@@ -369,4 +376,98 @@ func text(s string) string {
 		return "null"
 	}
 	return strconv.Quote(s)
+}
+
+func plansNameWhatStandsInTheWay(t *testing.T, r *tablesRig) {
+	r.exec("CREATE TABLE taken (p int, q int, c timestamp, v int, PRIMARY KEY ((p, q), c)) WITH default_time_to_live = 3600")
+	r.exec("CREATE TABLE counted (p int PRIMARY KEY, n counter)")
+	column := func(name string, t record.Type) record.Column {
+		return record.Column{Name: name, Type: t, Nullable: true}
+	}
+	schema := func(columns ...record.Column) *record.Schema { return &record.Schema{Columns: columns} }
+	p, q, c, v := column("p", record.TypeInt32), column("q", record.TypeInt32), column("c", record.TypeTimestampTZ), column("v", record.TypeInt64)
+	tests := map[string]struct {
+		target driver.TableTarget
+		code   string
+		column string
+		text   string
+	}{
+		"the partition key is not in the rows":   {driver.TableTarget{Table: r.name("taken"), Mode: driver.Append, Schema: schema(p, c, v)}, "no_key", "q", "partition key"},
+		"a clustering column is not in the rows": {driver.TableTarget{Table: r.name("taken"), Mode: driver.Append, Schema: schema(p, q, v)}, "no_key", "c", "clustering column"},
+		"the key is a part of the table's":       {driver.TableTarget{Table: r.name("taken"), Mode: driver.Upsert, Key: []string{"p", "q"}, Schema: schema(p, q, c, v)}, "key_not_unique", "c", "(p, q, c)"},
+		"the key is another one":                 {driver.TableTarget{Table: r.name("taken"), Mode: driver.Upsert, Key: []string{"p", "q", "c", "v"}, Schema: schema(p, q, c, v)}, "key_not_unique", "v", "(p, q, c)"},
+		"a column is not there":                  {driver.TableTarget{Table: r.name("taken"), Mode: driver.Append, Schema: schema(p, q, c, column("x", record.TypeText))}, "no_column", "x", "let columns be added"},
+		"a column takes no such values":          {driver.TableTarget{Table: r.name("taken"), Mode: driver.Append, Schema: schema(p, q, c, column("v", record.TypeBytes))}, "column_type", "v", "cast"},
+		"a table of counters":                    {driver.TableTarget{Table: r.name("counted"), Mode: driver.Append, Schema: schema(p, column("n", record.TypeInt64))}, "no_rows_of_mode", "", "counters"},
+		"a mode that CQL has not":                {driver.TableTarget{Table: r.name("taken"), Mode: driver.Merge, Key: []string{"p", "q", "c"}, Run: "r", Schema: schema(p, q, c, v)}, "mode", "", "upsert"},
+		"no keyspace":                            {driver.TableTarget{Table: driver.TableName{Schema: "nowhere", Table: "t"}, Mode: driver.Append, Create: true, Schema: schema(p)}, "no_table", "", "keyspace"},
+		"no key to create a table with":          {driver.TableTarget{Table: r.name("fresh"), Mode: driver.Append, Create: true, Schema: schema(p, v)}, "no_key", "", "upsert"},
+		"a time of writing that is none":         {driver.TableTarget{Table: r.name("taken"), Mode: driver.Append, Schema: schema(p, q, c, column("at", record.TypeText)), WriteTime: "at"}, "write_time", "at", "microseconds"},
+		"nothing":                                {driver.TableTarget{Table: r.name("taken"), Mode: driver.Append, Schema: schema(p, q, c, v, column("x", record.TypeUUID), column("left", record.TypeInt32)), TTL: "left", AddColumns: true}, "", "", ""},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			plan, err := r.b.PlanTable(t.Context(), tt.target)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if tt.code == "" {
+				if len(plan.Problems) > 0 || len(plan.Alters) != 1 || !slices.ContainsFunc(plan.Notes, func(n string) bool { return strings.Contains(n, `"c" keeps milliseconds`) }) {
+					t.Errorf("the plan is %+v", plan)
+				}
+				return
+			}
+			if i := slices.IndexFunc(plan.Problems, func(p driver.TableProblem) bool { return p.Code == tt.code }); i < 0 || plan.Problems[i].Column != tt.column || !strings.Contains(plan.Problems[i].Message, tt.text) {
+				t.Errorf("problems are %+v", plan.Problems)
+			}
+		})
+	}
+}
+
+func rowsAreRefusedOneByOne(t *testing.T, r *tablesRig) {
+	r.exec("CREATE TABLE strict (p text, c timestamp, s text static, u timeuuid, d date, n tinyint, a ascii, PRIMARY KEY (p, c))")
+	s := &record.Schema{Columns: []record.Column{
+		{Name: "p", Type: record.TypeText}, {Name: "c", Type: record.TypeTimestampTZ}, {Name: "u", Type: record.TypeUUID, Nullable: true}, {Name: "d", Type: record.TypeDate, Nullable: true},
+		{Name: "n", Type: record.TypeInt64, Nullable: true}, {Name: "a", Type: record.TypeText, Nullable: true}, {Name: "wrote", Type: record.TypeInt64, Nullable: true}, {Name: "lives", Type: record.TypeInt64, Nullable: true},
+	}, Key: []string{"p", "c"}}
+	rows := []struct{ row, column, reason string }{
+		{`{"p":"good","c":"2026-11-22T10:00:00Z","n":1}`, "", ""},
+		{`{"p":null,"c":"2026-11-22T10:00:00Z"}`, "p", "part of the key"},
+		{`{"p":"finer","c":"2026-11-22T10:00:00.000001Z"}`, "c", "milliseconds"},
+		{`{"p":"","c":"2026-11-22T10:00:00Z"}`, "", "empty"}, // what only the server says
+		{`{"p":"uuid","c":"2026-11-22T10:00:00Z","u":"6ba7b810-9dad-41d1-80b4-00c04fd430c8"}`, "u", "version 1"},
+		{`{"p":"ends","c":"2026-11-22T10:00:00Z","d":"infinity"}`, "d", "infinite"},
+		{`{"p":"much","c":"2026-11-22T10:00:00Z","n":128}`, "n", "-128 to 127"},
+		{`{"p":"é","c":"2026-11-22T10:00:00Z","a":"é"}`, "a", "ASCII"},
+		{`{"p":"` + strings.Repeat("x", 70_000) + `","c":"2026-11-22T10:00:00Z"}`, "", "65535"},
+		{`{"p":"old","c":"2026-11-22T10:00:00Z","n":2,"wrote":1000000,"lives":5000}`, "", ""},
+		{`{"p":"good","c":"2026-11-22T10:00:01Z","a":"last"}`, "", ""},
+		{`{"p":"good","c":"2026-11-22T10:00:00Z","n":3}`, "", ""}, // the key came before: the last one counts
+	}
+	b := record.New(s, len(rows))
+	for _, x := range rows {
+		if _, err := record.NewParser(s).Parse(b, []byte(x.row)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	target := driver.TableTarget{Table: r.name("strict"), Mode: driver.Upsert, Key: s.Key, Schema: s, WriteTime: "wrote", TTL: "lives"}
+	r.prepare(target)
+	rejected := r.write(target, nil, b)
+	for i, x := range rows {
+		at := slices.IndexFunc(rejected, func(r record.Rejected) bool { return r.Row == i })
+		switch {
+		case x.reason == "" && at >= 0, x.reason != "" && at < 0:
+			t.Errorf("row %.60s: rejected %v", x.row, at >= 0)
+		case at >= 0 && (rejected[at].Column != x.column || !strings.Contains(rejected[at].Reason, x.reason)):
+			t.Errorf("row %.60s is rejected as %+v", x.row, rejected[at])
+		}
+	}
+	got := r.lines("SELECT p, n, a FROM strict")
+	slices.Sort(got)
+	if want := []string{`{"p":"good","n":3,"a":null}`, `{"p":"good","n":null,"a":"last"}`, `{"p":"old","n":2,"a":null}`}; !slices.Equal(got, want) {
+		t.Errorf("the table has %v", got)
+	}
+	if got := r.lines("SELECT writetime(n) AS at, ttl(n) AS lives FROM strict WHERE p = 'old'"); len(got) != 1 || !strings.HasPrefix(got[0], `{"at":1000000,"lives":`) || strings.Contains(got[0], "null") {
+		t.Errorf("the row that says when it was written has %v", got)
+	}
 }
