@@ -18,5 +18,7 @@
 //  3. All nodes answer from the same data; that nodes are down shows in the
 //     consistency that can be reached, counted as if each row had a replica on them.
 //  4. Rows of a log are derived from base writes by the rules in ScyllaDB's
-//     documentation (features/cdc) and nothing else; see log.go.
+//     documentation (features/cdc), and held against its examples and against what
+//     ScyllaDB's own tests of its log ask for; see log.go and log_test.go. Plain CQL
+//     is held against a real Apache Cassandra.
 package scyllatest

@@ -169,15 +169,16 @@ func (b *binder) value(t term, typ *ctype, name string, col *column) *expr {
 	case termBrace:
 		return b.brace(t, typ, name)
 	case termTuple:
-		if typ.kind != "tuple" {
+		if typ.kind != "tuple" && typ.kind != "udt" {
 			panic(mismatch())
 		}
-		if len(t.args) > len(typ.args) {
-			panic(invalid("Invalid tuple literal for %s: too many elements. Type %s expects %d but got %d", name, typ, len(typ.args), len(t.args)))
+		types := typ.parts()
+		if len(t.args) > len(types) {
+			panic(invalid("Invalid tuple literal for %s: too many elements. Type %s expects %d but got %d", name, typ, len(types), len(t.args)))
 		}
 		var parts []*expr
 		for i, a := range t.args {
-			parts = append(parts, b.value(a, typ.args[i], fmt.Sprintf("%s[%d]", name, i), nil))
+			parts = append(parts, b.value(a, types[i], fmt.Sprintf("%s[%d]", name, i), nil))
 		}
 		return b.fields(typ, parts)
 	}

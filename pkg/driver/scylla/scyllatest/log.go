@@ -145,6 +145,13 @@ type change struct {
 	from, to bound
 }
 
+func (c change) key() [][]byte {
+	if c.r == nil {
+		return nil
+	}
+	return c.r.ck
+}
+
 type changeKey struct {
 	ts  int64
 	ttl int32
@@ -201,11 +208,23 @@ func (b *logBatch) load(e *env, delta *partition) {
 	if p.static.live(p.floor(b.t, p.static), e.now) {
 		b.static = values(nil, static)
 	}
-	for _, d := range delta.rows {
-		if i, found := p.find(b.t, d.ck); found && p.rows[i].live(p.floor(b.t, p.rows[i]), e.now) {
-			b.state[keyOf(d.ck)] = values(p.rows[i], regular)
+	for _, ck := range written(b.t, delta) {
+		if i, found := p.find(b.t, ck); found && p.rows[i].live(p.floor(b.t, p.rows[i]), e.now) {
+			b.state[keyOf(ck)] = values(p.rows[i], regular)
 		}
 	}
+}
+
+// written are the keys of the rows that are written, or deleted by themselves. The
+// one row of a partition without clustering columns is deleted with it.
+func written(t *table, delta *partition) (cks [][][]byte) {
+	for _, r := range delta.rows {
+		cks = append(cks, r.ck)
+	}
+	if len(t.ck) == 0 && len(cks) == 0 && delta.tomb != noTime {
+		cks = append(cks, nil)
+	}
+	return cks
 }
 
 func keyOf(ck [][]byte) string { return string(collect(len(ck), ck...)) }
@@ -253,22 +272,22 @@ func (b *logBatch) batch(list []change, pre, post bool) {
 	staticCols := map[*column]bool{}
 	for _, c := range list {
 		cols := staticCols
-		switch c.kind {
-		case modRow, modRowDelete:
-			k := keyOf(c.r.ck)
+		whole := c.kind == modRowDelete || c.kind == modPartitionDelete && len(b.t.ck) == 0
+		switch {
+		case c.kind == modRow || whole:
+			k := keyOf(c.key())
 			if touched[k] == nil {
 				touched[k] = map[*column]bool{}
-				rows = append(rows, c.r.ck)
+				rows = append(rows, c.key())
 			}
 			cols = touched[k]
-		case modStatic:
-		default:
+		case c.kind != modStatic:
 			continue
 		}
 		for _, m := range c.cells {
 			cols[m.col] = true
 		}
-		if c.kind == modRowDelete {
+		if whole {
 			for _, col := range b.t.cols {
 				cols[col] = cols[col] || col.kind == regular
 			}

@@ -1,6 +1,7 @@
 package scyllatest_test
 
 import (
+	"fmt"
 	"regexp"
 	"slices"
 	"strings"
@@ -253,6 +254,106 @@ func TestDoubleWritesTheLogThatIsDocumented(t *testing.T) {
 			}
 			c.MustExec(t, newKeyspace, `CREATE TYPE ks.ut (a int, b int, c int)`, `CREATE TABLE ks.t `+def)
 			c.MustExec(t, tt.writes...)
+			if got := shownLog(t, c, tt.columns); got != tt.want {
+				t.Errorf("the log is\n%s\nand should be\n%s", got, tt.want)
+			}
+		})
+	}
+}
+
+// What is expected is what ScyllaDB's own tests ask for (test/boost/cdc_test.cc, of
+// August 2026; the name of the case is that of the test). Times begin at <now>.
+func TestDoubleWritesTheLogThatScyllaDBsTestsAskFor(t *testing.T) {
+	t.Parallel()
+	const splitting = `(pk int, ck int, s int static, v1 int, v2 int, m map<int, int>, PRIMARY KEY (pk, ck))`
+	for name, tt := range map[string]struct{ table, columns, write, want string }{
+		"test_change_splitting: three times are three batches": {splitting, `s, v1, v2, "cdc$end_of_batch"`,
+			`BEGIN UNLOGGED BATCH UPDATE ks.t USING TIMESTAMP <now> SET s = -1 WHERE pk = 0; UPDATE ks.t USING TIMESTAMP <now+1> SET v1 = 1 WHERE pk = 0 AND ck = 0; UPDATE ks.t USING TIMESTAMP <now+2> SET v2 = 2 WHERE pk = 0 AND ck = 0; APPLY BATCH`,
+			`0 | -1 | null | null | True
+0 | null | 1 | null | True
+0 | null | null | 2 | True`},
+		"test_change_splitting: four TTLs are four rows": {splitting, `v1, v2, "cdc$deleted_v2", m, "cdc$deleted_elements_m", "cdc$ttl"`,
+			`BEGIN UNLOGGED BATCH UPDATE ks.t USING TIMESTAMP <now> AND TTL 5 SET v1 = 5, v2 = null WHERE pk = 0 AND ck = 1; UPDATE ks.t USING TIMESTAMP <now> AND TTL 6 SET m = m + {0:6, 1:6} WHERE pk = 0 AND ck = 1;
+			 UPDATE ks.t USING TIMESTAMP <now> AND TTL 7 SET m[2] = 7, m[3] = null WHERE pk = 0 AND ck = 1; UPDATE ks.t USING TIMESTAMP <now> SET m[4] = 0 WHERE pk = 0 AND ck = 1; APPLY BATCH`,
+			`0 | null | null | True | {4: 0} | {3} | null
+1 | 5 | null | null | null | null | 5
+2 | null | null | null | {0: 6, 1: 6} | null | 6
+3 | null | null | null | {2: 7} | null | 7`},
+		"test_change_splitting: all kinds of changes": {splitting, `v1, v2, m, "cdc$deleted_m", "cdc$operation"`,
+			`BEGIN UNLOGGED BATCH DELETE FROM ks.t USING TIMESTAMP <now> WHERE pk = 1; DELETE FROM ks.t USING TIMESTAMP <now+1> WHERE pk = 1 AND ck >= 0 AND ck < 3; DELETE FROM ks.t USING TIMESTAMP <now+2> WHERE pk = 1 AND ck = 0;
+			 INSERT INTO ks.t (pk, ck, v1) VALUES (1, 0, 1) USING TIMESTAMP <now+3>; UPDATE ks.t USING TIMESTAMP <now+3> SET v2 = 2 WHERE pk = 1 AND ck = 0; INSERT INTO ks.t (pk, ck, m) VALUES (1, 0, {3:3}) USING TIMESTAMP <now+4>;
+			 INSERT INTO ks.t (pk, ck, m) VALUES (1, 1, {4:4}) USING TIMESTAMP <now+5> AND TTL 5; APPLY BATCH`,
+			`0 | null | null | null | null | 4
+0 | null | null | null | null | 5
+1 | null | null | null | null | 8
+0 | null | null | null | null | 3
+0 | 1 | 2 | null | null | 1
+0 | null | null | {3: 3} | True | 2
+0 | null | null | null | null | 2
+1 | null | null | null | True | 1
+2 | null | null | {4: 4} | null | 1`},
+		"test_change_splitting: an empty range is nothing": {splitting, `"cdc$operation"`, `DELETE FROM ks.t WHERE pk = 2 AND ck < 1 AND ck > 2`, ``},
+		"test_preimage_delete_no_clustering_key": {`(pk int, val int, PRIMARY KEY (pk)) WITH cdc = {'enabled': true, 'preimage': true}`, `"cdc$operation", pk, val`,
+			"INSERT INTO ks.t (pk, val) VALUES (1, 2)\nINSERT INTO ks.t (pk, val) VALUES (1, 3)\nDELETE FROM ks.t WHERE pk = 1",
+			`0 | 2 | 1 | 2
+0 | 0 | 1 | 2
+1 | 2 | 1 | 3
+0 | 0 | 1 | 3
+1 | 4 | 1 | null`},
+		"test_postimage_with_no_regular_columns": {`(pk int, ck int, PRIMARY KEY (pk, ck)) WITH cdc = {'enabled': true, 'postimage': true}`, `"cdc$operation", pk, ck`, `INSERT INTO ks.t (pk, ck) VALUES (1, 2)`,
+			`0 | 2 | 1 | 2
+1 | 9 | 1 | 2`},
+		"test_image_deleted_column": {`(pk int, ck int, v int, v2 int, PRIMARY KEY (pk, ck)) WITH cdc = {'enabled': true, 'preimage': true, 'postimage': true}`, `"cdc$operation", v, "cdc$deleted_v", "cdc$deleted_v2"`,
+			"INSERT INTO ks.t (pk, ck, v, v2) VALUES (1, 1, null, 1)\nINSERT INTO ks.t (pk, ck, v2) VALUES (1, 1, 1)\nINSERT INTO ks.t (pk, ck, v, v2) VALUES (1, 1, 2, 2)",
+			`0 | 2 | null | True | null
+1 | 9 | null | null | null
+0 | 0 | null | null | null
+1 | 2 | null | null | null
+2 | 9 | null | null | null
+0 | 0 | null | True | null
+1 | 2 | 2 | null | null
+2 | 9 | 2 | null | null`},
+		"test_batch_with_row_delete": {`(pk int, ck int, v1 int, v2 ut, v3 map<int, int>, v4 set<int>, PRIMARY KEY (pk, ck)) WITH cdc = {'enabled': true, 'preimage': true}`, `v1, v2, v3, v4, "cdc$operation"`,
+			"INSERT INTO ks.t (pk, ck, v1, v2, v3, v4) VALUES (0, 0, 1, (1, 2), {1:2, 3:4}, {1, 2, 3})\nBEGIN UNLOGGED BATCH UPDATE ks.t SET v1 = 9 WHERE pk = 0 AND ck = 0; DELETE FROM ks.t WHERE pk = 0 AND ck = 0; APPLY BATCH",
+			`0 | 1 | {a: 1, b: 2, c: null} | {1: 2, 3: 4} | {1, 2, 3} | 2
+0 | 1 | {a: 1, b: 2, c: null} | {1: 2, 3: 4} | {1, 2, 3} | 0
+1 | 9 | null | null | null | 1
+2 | null | null | null | null | 3`},
+		"test_list_logging": {`(pk int, ck int, val list<text>, PRIMARY KEY (pk, ck)) WITH cdc = {'enabled': true, 'preimage': true, 'postimage': true}`, `"cdc$operation", val, "cdc$deleted_val", "cdc$deleted_elements_val"`,
+			"UPDATE ks.t SET val = ['a1', 'a2'] WHERE pk = 1 AND ck = 1\nUPDATE ks.t SET val = val + ['a3'] WHERE pk = 1 AND ck = 1\nUPDATE ks.t SET val = ['a0'] + val WHERE pk = 1 AND ck = 1\nDELETE val[0] FROM ks.t WHERE pk = 1 AND ck = 1\nUPDATE ks.t SET val[0] = 'z' WHERE pk = 1 AND ck = 1",
+			`0 | 1 | {t1: 'a1', t2: 'a2'} | True | null
+1 | 9 | {t1: 'a1', t2: 'a2'} | null | null
+0 | 0 | {t1: 'a1', t2: 'a2'} | null | null
+1 | 1 | {t3: 'a3'} | null | null
+2 | 9 | {t1: 'a1', t2: 'a2', t3: 'a3'} | null | null
+0 | 0 | {t1: 'a1', t2: 'a2', t3: 'a3'} | null | null
+1 | 1 | {t4: 'a0'} | null | null
+2 | 9 | {t4: 'a0', t1: 'a1', t2: 'a2', t3: 'a3'} | null | null
+0 | 0 | {t4: 'a0', t1: 'a1', t2: 'a2', t3: 'a3'} | null | null
+1 | 1 | null | null | {t4}
+2 | 9 | {t1: 'a1', t2: 'a2', t3: 'a3'} | null | null
+0 | 0 | {t1: 'a1', t2: 'a2', t3: 'a3'} | null | null
+1 | 1 | {t1: 'z'} | null | null
+2 | 9 | {t1: 'z', t2: 'a2', t3: 'a3'} | null | null`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := scyllatest.Start(t)
+			def := tt.table
+			if !strings.Contains(def, "WITH") {
+				def += ` WITH cdc = {'enabled': true}`
+			}
+			c.MustExec(t, newKeyspace, `CREATE TYPE ks.ut (a int, b int, c int)`, `CREATE TABLE ks.t `+def)
+			now := c.Now().UnixMicro()
+			for i := range 6 {
+				tt.write = strings.ReplaceAll(tt.write, fmt.Sprintf("<now+%d>", i), fmt.Sprint(now+int64(i)))
+			}
+			tt.write = strings.ReplaceAll(tt.write, "<now>", fmt.Sprint(now))
+			if strings.HasPrefix(tt.write, "BEGIN") {
+				c.MustExec(t, tt.write)
+			} else {
+				c.MustExec(t, strings.Split(tt.write, "\n")...)
+			}
 			if got := shownLog(t, c, tt.columns); got != tt.want {
 				t.Errorf("the log is\n%s\nand should be\n%s", got, tt.want)
 			}

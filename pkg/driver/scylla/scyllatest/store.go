@@ -229,6 +229,12 @@ func (t *table) inside(ck [][]byte, from, to bound) bool {
 	return d < 0 || d == 0 && (to.incl || len(to.vals) == 0)
 }
 
+// empty reports that no key is inside a range.
+func (t *table) empty(from, to bound) bool {
+	d := t.compareKeys(from.vals, to.vals)
+	return d > 0 || d == 0 && len(from.vals) == len(to.vals) && len(from.vals) > 0 && !(from.incl && to.incl)
+}
+
 // row finds a row, or makes it.
 func (p *partition) row(t *table, ck [][]byte) *row {
 	if n := len(p.rows); n > 0 && t.compareKeys(p.rows[n-1].ck, ck) < 0 { // most are appended

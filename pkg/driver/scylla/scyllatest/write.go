@@ -364,6 +364,9 @@ func (w *writePlan) keyMods(e *env, m mod, conds []cond) (mods []*mod) {
 	}
 	m.kind = modRangeDelete
 	m.from, m.to = w.where.bounds(conds)
+	if w.t.empty(m.from, m.to) {
+		return nil
+	}
 	return []*mod{&m}
 }
 
