@@ -23,6 +23,7 @@ import (
 // packages hold tests with Cassandra in their names.
 var packages = []string{
 	"./pkg/driver/scylla/...",
+	"./workers/runner",
 }
 
 func main() {

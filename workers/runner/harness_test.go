@@ -30,6 +30,7 @@ import (
 	"github.com/athena-pipelines/athena/pkg/driver/postgres"
 	"github.com/athena-pipelines/athena/pkg/driver/s3"
 	"github.com/athena-pipelines/athena/pkg/driver/scylla"
+	"github.com/athena-pipelines/athena/pkg/driver/scylla/cassandratest"
 	"github.com/athena-pipelines/athena/pkg/localpg/pgtest"
 	"github.com/athena-pipelines/athena/pkg/locals3/s3test"
 	"github.com/athena-pipelines/athena/pkg/resolver"
@@ -38,12 +39,17 @@ import (
 	"github.com/athena-pipelines/athena/workers/runner"
 )
 
-func TestMain(m *testing.M) { os.Exit(s3test.Run(postgreses{m})) }
+func TestMain(m *testing.M) { os.Exit(s3test.Run(postgreses{cassandras{m}})) }
 
 // postgreses runs the tests with PostgreSQL.
-type postgreses struct{ m *testing.M }
+type postgreses struct{ m interface{ Run() int } }
 
 func (p postgreses) Run() int { return pgtest.Run(p.m) }
+
+// cassandras runs the tests with Cassandra, where that is switched on.
+type cassandras struct{ m *testing.M }
+
+func (c cassandras) Run() int { return cassandratest.Run(c.m) }
 
 // A deployment is a bus, a catalog with the clients shop, copy and lake, and what
 // they stand for.

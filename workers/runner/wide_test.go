@@ -1,7 +1,9 @@
 package runner_test
 
 import (
+	"crypto/md5"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -12,6 +14,7 @@ import (
 	"github.com/athena-pipelines/athena/pkg/catalog"
 	"github.com/athena-pipelines/athena/pkg/changefeed"
 	"github.com/athena-pipelines/athena/pkg/driver"
+	"github.com/athena-pipelines/athena/pkg/driver/scylla/cassandratest"
 	"github.com/athena-pipelines/athena/pkg/driver/scylla/scyllatest"
 )
 
@@ -177,4 +180,61 @@ errors: {max_rate: 0.5}
 	if err != nil || len(dead) != 1 || !strings.Contains(dead[0].Reason, "static columns") {
 		t.Errorf("dead are %+v, %v", dead, err)
 	}
+}
+
+// Changes of PostgreSQL, kept by key in a real Cassandra, while workers come and go.
+func TestChangesGoToCassandra(t *testing.T) {
+	t.Parallel()
+	server := cassandratest.Start(t)
+	keyspace := server.Keyspace(t)
+	d := deploy(t)
+	if _, err := d.catalog.Put(t.Context(), &athena.Client{
+		Name: "wide", Lifecycle: athena.Active, Connection: server.Conn(keyspace), Capabilities: athena.Allow(athena.GatewayQuery, athena.PipelineSink),
+	}, catalog.Absent); err != nil {
+		t.Fatal(err)
+	}
+	// A large value that an update leaves alone is not logged.
+	exec(t, d.shop, `CREATE TABLE items (id int PRIMARY KEY, name text, big text); ALTER TABLE items ALTER big SET STORAGE EXTERNAL;
+		INSERT INTO items SELECT i, 'item ' || i, repeat(md5(i::text), 100) FROM generate_series(1, 500) i`)
+	d.capture("items")
+	stop := d.work("one")
+	d.submit(runs.Stream, `
+name: items
+source: {client: shop, cdc: {tables: [public.items]}}
+sink: {client: wide, table: `+keyspace+`.items, create: true}
+`)
+	session := server.Session(t)
+	settled := func() {
+		t.Helper()
+		want := one[string](t, d.shop, `SELECT count(*) || ' ' || md5(coalesce(string_agg(id || name || big, ',' ORDER BY id), '')) FROM items`)
+		await(t, "the copy", func() string {
+			var id int
+			var name, big string
+			rows := map[int]string{}
+			iter := session.Query("SELECT id, name, big FROM " + keyspace + ".items").Iter()
+			for iter.Scan(&id, &name, &big) {
+				rows[id] = fmt.Sprint(id, name, big)
+			}
+			if err := iter.Close(); err != nil {
+				return err.Error()
+			}
+			var all []string
+			for _, id := range slices.Sorted(maps.Keys(rows)) {
+				all = append(all, rows[id])
+			}
+			if got := fmt.Sprintf("%d %x", len(rows), md5.Sum([]byte(strings.Join(all, ",")))); got != want {
+				return got + ", want " + want
+			}
+			return ""
+		})
+	}
+	settled()
+	exec(t, d.shop, `UPDATE items SET name = 'renamed ' || id WHERE id % 3 = 0; DELETE FROM items WHERE id % 7 = 0; UPDATE items SET id = id + 10000 WHERE id % 11 = 0; INSERT INTO items SELECT i, 'new', 'b' FROM generate_series(601, 700) i`)
+	settled()
+	stop()
+	exec(t, d.shop, `UPDATE items SET big = 'small' WHERE id % 2 = 0; DELETE FROM items WHERE id > 10000`)
+	d.work("two")
+	settled()
+	exec(t, d.shop, `TRUNCATE items; INSERT INTO items VALUES (1, 'after', 'x')`)
+	settled()
 }

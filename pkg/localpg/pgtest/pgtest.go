@@ -34,7 +34,7 @@ var shared struct {
 func Main(m *testing.M) { os.Exit(Run(m)) }
 
 // Run is Main for a TestMain that has something else to do at the end.
-func Run(m *testing.M) int {
+func Run(m interface{ Run() int }) int {
 	shared.main.Store(true)
 	code := m.Run()
 	if s := shared.server; s != nil {
