@@ -183,6 +183,9 @@ func (k *conn) execute(p *plan, o *message.QueryOptions) message.Message {
 	}
 	switch st := p.st.(type) {
 	case *selectStmt:
+		if p.t.name == "size_estimates" && p.t.ks == "system" {
+			k.c.estimate(k.node)
+		}
 		k.c.mu.RLock()
 		defer k.c.mu.RUnlock()
 		p.alive()
@@ -410,6 +413,9 @@ func (c *Cluster) reach(k *conn, ks string, cl primitive.ConsistencyLevel, write
 			n += v
 		}
 		return n
+	}
+	if write && (cl == primitive.ConsistencyLevelSerial || cl == primitive.ConsistencyLevelLocalSerial) {
+		panic(invalid("You must use conditional updates for serializable writes"))
 	}
 	dc := k.node.dc
 	need, have := 1, sum(alive)

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -212,4 +213,69 @@ func (c *Cluster) describeNodes() {
 			n.local.put(row)
 		}
 	}
+}
+
+// estimate fills system.size_estimates with the ranges that a node is the first to
+// hold. Unlike a server's the figures are exact, and of this moment.
+func (c *Cluster) estimate(n *node) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	sizes := c.sys("system.size_estimates")
+	sizes.truncate()
+	var ring []int64
+	for _, m := range c.nodes {
+		ring = append(ring, m.tokens...)
+	}
+	slices.Sort(ring)
+	ranges := [][2]int64{}
+	for i, end := range ring {
+		switch {
+		case !slices.Contains(n.tokens, end):
+		case i > 0:
+			ranges = append(ranges, [2]int64{ring[i-1], end})
+		default: // around the end of the ring
+			ranges = append(ranges, [2]int64{ring[len(ring)-1], math.MinInt64}, [2]int64{math.MinInt64, end})
+		}
+	}
+	for _, k := range c.keyspaces {
+		for _, t := range k.tables {
+			if k.system {
+				continue
+			}
+			for _, r := range ranges {
+				parts, bytes := t.size(r[0], r[1])
+				sizes.put(map[string][]byte{"keyspace_name": []byte(t.ks), "table_name": []byte(t.name), "range_start": fmt.Append(nil, r[0]), "range_end": fmt.Append(nil, r[1]),
+					"partitions_count": encodeInt(parts, 8), "mean_partition_size": encodeInt(bytes/max(parts, 1), 8)})
+			}
+		}
+	}
+}
+
+// size counts the partitions of a range of tokens and the bytes of their keys and
+// values; a range that ends with the least token goes on to the greatest.
+func (t *table) size(from, to int64) (parts, bytes int64) {
+	add := func(vals ...[]byte) {
+		for _, v := range vals {
+			bytes += int64(len(v))
+		}
+	}
+	for _, p := range t.parts {
+		if p.token <= from || p.token > to && to != math.MinInt64 {
+			continue
+		}
+		parts++
+		add(p.key)
+		for _, r := range append([]*row{p.static}, p.rows...) {
+			add(r.ck...)
+			for _, x := range r.cells {
+				add(x.val)
+			}
+			for _, k := range r.colls {
+				for _, e := range k.elems {
+					add(e.key, e.val)
+				}
+			}
+		}
+	}
+	return parts, bytes
 }
