@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"hash/fnv"
+	"strconv"
 	"strings"
 	"time"
 
@@ -159,14 +160,31 @@ type mark struct {
 }
 
 func (m mark) String() string {
-	return fmt.Sprintf("%016X.%016X.%016X.%016X.%016X", uint64(m.floor), m.behind, uint64(m.swept), m.since, m.counter)
+	b := make([]byte, 0, markLength)
+	for i, n := range []uint64{uint64(m.floor), m.behind, uint64(m.swept), m.since, m.counter} {
+		if i > 0 {
+			b = append(b, '.')
+		}
+		var raw [8]byte
+		binary.BigEndian.PutUint64(raw[:], n)
+		b = appendHex(b, raw[:])
+	}
+	return string(b)
 }
 
-func parseMark(text string) (m mark, err error) {
-	var floor, swept uint64
-	n, err := fmt.Sscanf(text, "%16X.%16X.%16X.%16X.%16X", &floor, &m.behind, &swept, &m.since, &m.counter)
-	m.floor, m.swept = ticks(floor), ticks(swept)
-	if err != nil || n != 5 || m.String() != text {
+const markLength = 5*16 + 4
+
+func parseMark(text string) (mark, error) {
+	var n [5]uint64
+	var err error
+	if len(text) != markLength {
+		err = strconv.ErrSyntax
+	}
+	for i := 0; i < len(n) && err == nil; i++ {
+		n[i], err = strconv.ParseUint(text[17*i:17*i+16], 16, 64)
+	}
+	m := mark{ticks(n[0]), n[1], ticks(n[2]), n[3], n[4]}
+	if err != nil || m.String() != text {
 		return mark{}, fmt.Errorf("scylla: the mark %q is none of ours", text)
 	}
 	return m, nil

@@ -48,6 +48,7 @@ type changeStream struct {
 
 	work       chan func(context.Context, driver.ChangeSink) error
 	failed     chan error
+	over       atomic.Bool // it has failed: nothing is handed over any more
 	interrupts chan struct{}
 	silent     atomic.Int32 // seconds since the cluster answered
 
@@ -308,6 +309,7 @@ func (s *changeStream) do(ctx context.Context, fn func(context.Context, driver.C
 
 // abort ends the stream with an error that no goroutine of ours can return.
 func (s *changeStream) abort(err error) {
+	s.over.Store(true)
 	select {
 	case s.failed <- err:
 	default: // it ends already
@@ -558,9 +560,9 @@ func (s *changeStream) refused(t driver.TableName, err error) error {
 	s.mu.Lock()
 	s.refusal = err
 	s.mu.Unlock()
-	var e gocql.RequestError
+	var e serverError // what gocql names RequestError fits none of its errors
 	if errors.As(err, &e) {
-		switch e.Code() {
+		switch e.GetCode() {
 		case gocql.ErrCodeUnauthorized, gocql.ErrCodeSyntax:
 			return fmt.Errorf("scylla: the log of %s: %w", t, err)
 		}
@@ -577,7 +579,7 @@ func (s *changeStream) Confirm(text string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.confirmed = max(s.confirmed, m.counter)
-	if text > s.sure.String() {
+	if m.counter >= s.sure.counter { // marks grow together with it
 		s.sure = m
 	}
 }

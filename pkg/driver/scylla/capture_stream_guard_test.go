@@ -102,7 +102,7 @@ func TestDoubleWithTabletsIsReadThroughSplits(t *testing.T) {
 	}()
 	for range 3 {
 		p.crash = 9
-		if err := p.run(f.backend, p.config(f.setup, start), 20*time.Second); err != nil {
+		if err := p.run(f.backend, p.config(f.setup, start), 3*time.Second); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -30,6 +30,7 @@ type logReader struct {
 	gate    *gate
 	session *gocql.Session
 	advance scyllacdc.AdvancedReaderConfig
+	ctx     context.Context // of run, which it belongs to
 	// take is given each batch. It returns once the batch is on its way.
 	take  func(ctx context.Context, r *logReader, id batchID, change *scyllacdc.Change) error
 	start ticks
@@ -52,40 +53,57 @@ type logReader struct {
 // without a way to stop it.
 const openTimeout = time.Minute
 
+// stopGrace is how long the library has to notice that it is to stop.
+const stopGrace = 200 * time.Millisecond
+
 var errHangs = errors.New("scylla: the cluster does not answer questions about its schema")
 
-// run reads until ctx is done or something fails.
+// run reads until ctx is done or something fails. The library is not told by a
+// context that it is to end: one of its goroutines would wait for ever where two
+// generations follow. It is told to stop, and what it still reads is dropped.
 func (r *logReader) run(ctx context.Context) error {
+	r.ctx = ctx
+	lib, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
 	type opened struct {
 		reader *scyllacdc.Reader
 		err    error
 	}
 	ready := make(chan opened, 1)
 	go func() {
-		reader, err := scyllacdc.NewReader(ctx, &scyllacdc.ReaderConfig{
+		reader, err := scyllacdc.NewReader(lib, &scyllacdc.ReaderConfig{
 			Session: r.session, TableNames: []string{r.name.Schema + "." + r.name.Table}, Consistency: r.stream.level,
 			ChangeConsumerFactory: r, ProgressManager: r, Advanced: r.advance,
 		})
 		ready <- opened{reader, err}
 	}()
+	var reader *scyllacdc.Reader
 	select {
 	case o := <-ready:
 		if o.err != nil {
 			return o.err
 		}
-		err := o.reader.Run(ctx)
-		if err != nil && ctx.Err() == nil && isMissing(err) {
-			return logMissing(r.name, "the log is gone")
-		}
-		if err == nil && ctx.Err() == nil {
-			err = fmt.Errorf("scylla: the reader of %s has stopped", r.name)
-		}
-		return err
+		reader = o.reader
 	case <-time.After(openTimeout):
 		return errHangs
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+	stop := context.AfterFunc(ctx, func() {
+		reader.Stop()
+		time.AfterFunc(stopGrace, cancel) // else it goes on to generations that it has met
+	})
+	defer stop()
+	err := reader.Run(lib)
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case err == nil:
+		return fmt.Errorf("scylla: the reader of %s has stopped", r.name)
+	case isMissing(err):
+		return logMissing(r.name, "the log is gone")
+	}
+	return err
 }
 
 // isMissing reports whether the library gave up since the table is not there.
@@ -100,14 +118,26 @@ func (r *logReader) CreateChangeConsumer(_ context.Context, in scyllacdc.CreateC
 // A consumer takes the changes of one stream.
 type consumer struct{ *logReader }
 
-func (c consumer) Consume(ctx context.Context, change scyllacdc.Change) (err error) {
+// Consume never fails either. Once it cannot go on it ends the stream, and drops
+// what comes behind.
+func (c consumer) Consume(_ context.Context, change scyllacdc.Change) error {
+	if c.stream.over.Load() || c.ctx.Err() != nil {
+		return nil
+	}
+	if err := c.consume(&change); err != nil && c.ctx.Err() == nil {
+		c.stream.abort(err)
+	}
+	return nil
+}
+
+func (c consumer) consume(change *scyllacdc.Change) (err error) {
 	defer recovered(&err)
 	id := batchID{table: c.hash, at: change.Time}
 	if len(change.StreamID) != streamBytes {
 		return fmt.Errorf("scylla: the log of %s has a stream whose id has %d bytes: 0x%x", c.name, len(change.StreamID), []byte(change.StreamID))
 	}
 	copy(id.stream[:], change.StreamID)
-	return c.take(ctx, c.logReader, id, &change)
+	return c.take(c.ctx, c.logReader, id, change)
 }
 
 func (c consumer) End() error { return nil }
@@ -148,23 +178,28 @@ func (r *logReader) SaveProgress(context.Context, time.Time, string, scyllacdc.S
 }
 
 // StartGeneration is called when all of the generation before is read, before
-// anything of this one is.
-func (r *logReader) StartGeneration(ctx context.Context, at time.Time) (err error) {
-	defer recovered(&err)
+// anything of this one is. It fails if there are no streams, since the library
+// would divide by their number; what else goes wrong ends the stream.
+func (r *logReader) StartGeneration(_ context.Context, at time.Time) error {
 	groups, known := r.gate.known(at)
 	if !known {
-		if groups, err = r.gate.groups(ctx, at); err != nil {
+		var err error
+		if groups, err = r.gate.groups(r.ctx, at); err != nil {
 			return err
 		}
 	}
-	if len(groups) == 0 { // the library would divide by their number
+	if len(groups) == 0 {
 		return fmt.Errorf("scylla: the generation of %s has no streams", at.UTC().Format(time.RFC3339Nano))
 	}
 	begin := ticksOf(at)
-	return r.stream.do(ctx, func(context.Context, driver.ChangeSink) error {
+	err := r.stream.do(r.ctx, func(context.Context, driver.ChangeSink) error {
 		r.floor.start(max(r.start, begin), groups)
 		return r.inTime(time.Now())
 	})
+	if err != nil && r.ctx.Err() == nil {
+		return err
+	}
+	return nil
 }
 
 // decode makes changes of a batch. Where the table was altered it is asked for
@@ -263,8 +298,8 @@ func (w *watch) polled(q gocql.ObservedQuery) error {
 	schema, table, _ := strings.Cut(text[strings.LastIndexByte(text, ' ')+1:], ".")
 	ctx, r := w.reader(driver.TableName{Schema: schema, Table: table})
 	n := len(q.Values) - 2
-	if r == nil || n < 1 {
-		return nil
+	if r == nil || n < 1 || w.stream.over.Load() {
+		return nil // over: what was consumed before may have been dropped
 	}
 	if q.Err != nil {
 		return w.stream.refused(r.name, q.Err)
