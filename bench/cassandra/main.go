@@ -24,6 +24,8 @@ import (
 var packages = []string{
 	"./pkg/driver/scylla/...",
 	"./workers/runner",
+	"./bench/cqlroad",
+	"./workers/runner",
 }
 
 func main() {
