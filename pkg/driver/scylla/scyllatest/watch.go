@@ -105,7 +105,8 @@ type rule struct {
 }
 
 // Fail has the next requests that match go wrong, so many times; a negative number
-// is always. It returns how often that has happened.
+// is always. It returns how often that has happened. match is called by one request at
+// a time, and must not call the cluster.
 func (c *Cluster) Fail(match func(Request) bool, f Fault, times int) (hits func() int) {
 	r := &rule{match: match, fault: f, left: times}
 	c.watch.mu.Lock()

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/gocql/gocql"
@@ -68,9 +69,12 @@ func TestDoubleMindsTheOptionsOfARequest(t *testing.T) {
 	c := scyllatest.Start(t)
 	c.MustExec(t, newKeyspace, `CREATE TABLE ks.t (k int PRIMARY KEY, v int)`)
 	s := connect(t, c, func(cl *gocql.ClusterConfig) { cl.Keyspace = "ks" })
+	var mu sync.Mutex
 	var seen []scyllatest.Request
 	c.Fail(func(r scyllatest.Request) bool {
 		if strings.Contains(r.CQL, "INSERT INTO t ") && r.Op == "EXECUTE" {
+			mu.Lock()
+			defer mu.Unlock()
 			seen = append(seen, r)
 		}
 		return false
@@ -84,9 +88,11 @@ func TestDoubleMindsTheOptionsOfARequest(t *testing.T) {
 	}
 	same(t, "time", texts(t, s, `SELECT writetime(v) FROM t WHERE k = 2`), []string{"123"})
 	same(t, "serial", texts(t, s, `SELECT v FROM t WHERE k = 1`), []string{"1"})
+	mu.Lock()
 	if len(seen) != 2 || !strings.Contains(seen[0].Serial, "LOCAL_SERIAL") || !strings.Contains(seen[0].Consistency, "LOCAL_QUORUM") || seen[0].Node != c.Hosts()[0] {
 		t.Errorf("%+v", seen)
 	}
+	mu.Unlock()
 	if err := s.Query(`INSERT INTO t (k, v) VALUES (?, ?)`, 2, 2).Consistency(gocql.Serial).Exec(); err == nil || !strings.Contains(err.Error(), "conditional updates for serializable writes") {
 		t.Error(err)
 	}
