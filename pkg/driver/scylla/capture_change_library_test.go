@@ -53,6 +53,8 @@ func readLog(t testing.TB, b *Backend, name driver.TableName, batches int) (read
 		select {
 		case c := <-taken:
 			read = append(read, c)
+		case err := <-done:
+			t.Fatalf("reading ended with %d of %d batches: %v", len(read), batches, err)
 		case <-ctx.Done():
 			t.Fatalf("%d of %d batches were read", len(read), batches)
 		}
