@@ -82,8 +82,9 @@ func (b *Backend) begin(r *rows, at time.Time, args []any) error {
 	return err
 }
 
-// The number of rows of a page follows their size: a page is to have pageBytes,
-// and the one after it is asked for when half of it is read.
+// The number of rows of a page follows their size: a page is to have pageBytes.
+// The second page is asked for when half of the first is read, since many readers
+// want no more than that; the others early.
 const (
 	firstPage = 256
 	leastPage = 16
@@ -102,6 +103,7 @@ type rows struct {
 	page  *gocql.Iter
 	ahead chan *gocql.Iter // the next page, once it was asked for
 	left  int              // rows of the page that were not read
+	askAt int              // how many are left when the next page is asked for
 	size  int              // rows of the next page
 	total int              // bytes of the rows that were read
 	count int64            // of these rows
@@ -133,6 +135,7 @@ func (r *rows) start(q *gocql.Query) error {
 	r.page = r.query.Iter()
 	r.describe(r.page.Columns())
 	r.left = r.page.NumRows()
+	r.askAt = r.left / 2
 	r.peeked = r.next()
 	return r.err
 }
@@ -212,7 +215,7 @@ func (r *rows) next() bool {
 	}
 	r.count++
 	r.total += len(r.row)
-	if r.ahead == nil && 2*r.left <= r.page.NumRows() {
+	if r.ahead == nil && r.left <= r.askAt {
 		r.fetchAhead()
 	}
 	return true
@@ -260,6 +263,7 @@ func (r *rows) turn() bool {
 	}
 	r.page, r.ahead = <-r.ahead, nil
 	r.left = r.page.NumRows()
+	r.askAt = r.left - r.left/8
 	columns := r.page.Columns()
 	if r.left > 0 && !r.sameColumns(columns) {
 		r.err = errors.New("scylla: the columns of the result were altered between two of its pages")

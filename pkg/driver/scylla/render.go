@@ -7,6 +7,7 @@ import (
 	"math"
 	"math/big"
 	"net/netip"
+	"slices"
 	"strconv"
 	"time"
 
@@ -157,30 +158,21 @@ func appendDecimal(dst, data []byte) ([]byte, error) {
 		return dst, fmt.Errorf("scylla: a decimal has %d bytes", len(data))
 	}
 	scale := int(int32(binary.BigEndian.Uint32(data)))
-	var buf [24]byte
-	digits := appendVarint(buf[:0], data[4:])
 	dst = append(dst, '"')
+	start := len(dst)
+	dst = appendVarint(dst, data[4:])
 	switch {
 	case scale == 0:
-		dst = append(dst, digits...)
 	case scale < 0 || scale > mostScale:
-		dst = append(append(dst, digits...), 'E')
-		dst = strconv.AppendInt(dst, -int64(scale), 10)
+		dst = strconv.AppendInt(append(dst, 'E'), -int64(scale), 10)
 	default:
-		if digits[0] == '-' {
-			dst, digits = append(dst, '-'), digits[1:]
+		if dst[start] == '-' {
+			start++
 		}
-		point := len(digits) - scale
-		if point <= 0 {
-			dst = append(dst, "0."...)
-			for range -point {
-				dst = append(dst, '0')
-			}
-			dst = append(dst, digits...)
-			break
+		for len(dst)-start <= scale { // 5 at the scale 3 is 0.005
+			dst = slices.Insert(dst, start, '0')
 		}
-		dst = append(append(dst, digits[:point]...), '.')
-		dst = append(dst, digits[point:]...)
+		dst = slices.Insert(dst, len(dst)-scale, '.')
 	}
 	return append(dst, '"'), nil
 }
@@ -375,7 +367,10 @@ func appendCollection(dst []byte, t gocql.CollectionType, data []byte) ([]byte, 
 			return dst, err
 		}
 	}
-	return append(dst, ']'), trailing(t, data)
+	if len(data) > 0 {
+		return dst, trailing(t, data)
+	}
+	return append(dst, ']'), nil
 }
 
 // appendMap writes an object. A key whose JSON form is a string is that string;
@@ -406,7 +401,10 @@ func appendMap(dst []byte, t gocql.CollectionType, data []byte, n int) ([]byte, 
 			return dst, err
 		}
 	}
-	return append(dst, '}'), trailing(t, data)
+	if len(data) > 0 {
+		return dst, trailing(t, data)
+	}
+	return append(dst, '}'), nil
 }
 
 // appendTuple writes an array with all of the type's elements: those that the
@@ -427,7 +425,10 @@ func appendTuple(dst []byte, t gocql.TupleTypeInfo, data []byte) (_ []byte, err 
 			return dst, err
 		}
 	}
-	return append(dst, ']'), trailing(t, data)
+	if len(data) > 0 {
+		return dst, trailing(t, data)
+	}
+	return append(dst, ']'), nil
 }
 
 // appendUDT writes an object with all of the type's fields, in order. Fields that
@@ -477,7 +478,10 @@ func appendVector(dst []byte, t gocql.VectorType, data []byte) ([]byte, error) {
 		}
 		data = data[n:]
 	}
-	return append(dst, ']'), trailing(t, data)
+	if len(data) > 0 {
+		return dst, trailing(t, data)
+	}
+	return append(dst, ']'), nil
 }
 
 // vectorSize is how many bytes an element of a vector has; -1 where its length
@@ -498,8 +502,5 @@ func vectorSize(t gocql.TypeInfo) int {
 }
 
 func trailing(t gocql.TypeInfo, data []byte) error {
-	if len(data) > 0 {
-		return fmt.Errorf("scylla: a %s has %d bytes too many", typeName(t), len(data))
-	}
-	return nil
+	return fmt.Errorf("scylla: a %s has %d bytes too many", typeName(t), len(data))
 }
