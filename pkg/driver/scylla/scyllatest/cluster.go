@@ -50,6 +50,7 @@ type config struct {
 	tls        *tls.Config
 	version    string
 	shortPages int
+	emptyPages bool
 	noStreams  bool
 	vnodes     int
 	perVnode   int
@@ -85,9 +86,13 @@ func TLS(conf *tls.Config) Option { return func(c *config) { c.tls = conf } }
 // Version is what system.versions tells.
 func Version(v string) Option { return func(c *config) { c.version = v } }
 
-// ShortPages gives at most n rows a page, however many are asked for: pages that
+// ShortPages gives at most n rows a page where pages are asked for: pages that
 // are shorter than asked, and are not the last, are what a client has to expect.
 func ShortPages(n int) Option { return func(c *config) { c.shortPages = n } }
+
+// EmptyPages gives every other page without rows, though more follow: so does a
+// ScyllaDB that has read much and found little.
+func EmptyPages() Option { return func(c *config) { c.emptyPages = true } }
 
 // Generation sets the first generation of streams: how long ago it began, its number
 // of vnodes and streams for each. The default is an hour, 2 and 2.

@@ -287,6 +287,11 @@ func TestDoubleWritesAndDeletes(t *testing.T) {
 	same(t, "before the TTL", row(), "1 [] [] map[]")
 	c.Advance(2e9)
 	same(t, "after the TTL", row(), "")
+	must(t, s, `ALTER TABLE ks.t WITH default_time_to_live = 20`)
+	must(t, s, `INSERT INTO ks.t (k, c, v) VALUES (1, 1, 2)`)
+	same(t, "before the TTL of the table", row(), "2 [] [] map[]")
+	c.Advance(21e9)
+	same(t, "after the TTL of the table", row(), "")
 }
 
 func TestDoubleComparesAndSets(t *testing.T) {

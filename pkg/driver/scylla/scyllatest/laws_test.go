@@ -70,7 +70,7 @@ func TestDoubleSettlesWritesByTheirTimeAlone(t *testing.T) {
 // tokens and clustering keys.
 func TestDoubleGivesTheSameRowsByPagesOfAnySize(t *testing.T) {
 	t.Parallel()
-	c := scyllatest.Start(t)
+	c := scyllatest.Start(t, scyllatest.ShortPages(4), scyllatest.EmptyPages())
 	s := connect(t, c)
 	c.MustExec(t, newKeyspace, `CREATE TABLE ks.t (k text, c bigint, d int, s int static, v int, PRIMARY KEY (k, c, d)) WITH CLUSTERING ORDER BY (c DESC, d ASC)`)
 	rapid.Check(t, func(rt *rapid.T) {
@@ -130,4 +130,150 @@ func shown(row gocql.RowData) string {
 		}
 	}
 	return strings.Join(vals, " ")
+}
+
+// The delta rows of a log replay the writes: what they tell, made statements of again,
+// leaves the same table. (ScyllaDB's documentation calls that the principle of its
+// design, in cdc-preimages.)
+func TestDoubleTellsInItsLogAllThatWasWritten(t *testing.T) {
+	t.Parallel()
+	c := scyllatest.Start(t)
+	c.MustExec(t, newKeyspace, `CREATE TYPE ks.u (a int, b int)`)
+	const columns = ` (k int, c int, d int, s int static, v int, m map<int, int>, st set<int>, l list<int>, u u, PRIMARY KEY (k, c, d)) `
+	n := 0
+	rapid.Check(t, func(rt *rapid.T) {
+		n++
+		base, copied := fmt.Sprintf("ks.b%d", n), fmt.Sprintf("ks.r%d", n)
+		c.MustExec(t, `CREATE TABLE `+base+columns+`WITH cdc = {'enabled': true, 'preimage': true, 'postimage': true}`, `CREATE TABLE `+copied+columns)
+		now := c.Now().UnixMicro()
+		for range rapid.IntRange(1, 8).Draw(rt, "requests") {
+			var batch []string
+			for range rapid.IntRange(1, 3).Draw(rt, "statements") {
+				ck, v, ttl := rapid.IntRange(0, 2).Draw(rt, "ck"), rapid.IntRange(0, 3).Draw(rt, "v"), ""
+				ts := now + rapid.Int64Range(0, 4).Draw(rt, "ts")
+				if rapid.Bool().Draw(rt, "ttl") {
+					ttl = " AND TTL 1000"
+				}
+				row := fmt.Sprintf(` WHERE k = 1 AND c = %d AND d = 1`, ck)
+				using := fmt.Sprintf(` USING TIMESTAMP %d`, ts)
+				batch = append(batch, rapid.SampledFrom([]string{
+					fmt.Sprintf(`INSERT INTO %s (k, c, d, v, s, m, l, u) VALUES (1, %d, 1, %d, 5, {%d: 1}, [1, %d], {a: %d})`, base, ck, v, v, v, v) + using + ttl,
+					fmt.Sprintf(`INSERT INTO %s (k, c, d, v) VALUES (1, %d, 1, null)`, base, ck) + using + ttl,
+					`UPDATE ` + base + using + ttl + fmt.Sprintf(` SET v = %d, st = st + {%d}, m = m - {%d}, u.b = %d`, v, v, v, v) + row,
+					`UPDATE ` + base + using + ttl + fmt.Sprintf(` SET m[%d] = 4, l = l + [%d], st = {%d}, u = {b: 1}`, v, v, v) + row,
+					`UPDATE ` + base + using + fmt.Sprintf(` SET l = [%d] + l, m = {}, u.a = null`, v) + row,
+					`UPDATE ` + base + using + ttl + fmt.Sprintf(` SET s = %d WHERE k = 1`, v),
+					`DELETE v, m, s FROM ` + base + using + row,
+					`DELETE FROM ` + base + using + row,
+					`DELETE FROM ` + base + using + fmt.Sprintf(` WHERE k = 1 AND c = %d AND d > %d`, ck, v-1),
+					`DELETE FROM ` + base + using + fmt.Sprintf(` WHERE k = 1 AND c >= %d AND c < %d`, ck, v),
+					`DELETE FROM ` + base + using + ` WHERE k = 1`,
+				}).Draw(rt, "statement"))
+			}
+			c.MustExec(t, `BEGIN UNLOGGED BATCH `+strings.Join(batch, "; ")+`; APPLY BATCH`)
+		}
+		log, err := c.LogRows(base)
+		if err != nil {
+			rt.Fatal(err)
+		}
+		for _, cql := range replay(copied, log) {
+			if err := c.Exec(cql); err != nil {
+				rt.Fatal(cql, err)
+			}
+		}
+		const what = `SELECT k, c, d, s, v, m, st, l, u, writetime(v), writetime(s) FROM `
+		_, want, _ := c.Rows(what + base)
+		_, got, err := c.Rows(what + copied)
+		if err != nil || fmt.Sprint(got) != fmt.Sprint(want) {
+			rt.Fatalf("replayed: %v\nwritten:  %v\n%v %v", got, want, log, err)
+		}
+		c.MustExec(t, `DROP TABLE `+base, `DROP TABLE `+copied)
+	})
+}
+
+// replay makes statements of the delta rows of a log.
+func replay(table string, log []map[string]string) (out []string) {
+	var start map[string]string
+	for _, r := range log {
+		using := fmt.Sprintf(" USING TIMESTAMP %d", micros(r["cdc$time"]))
+		ttl := ""
+		if r["cdc$ttl"] != "" {
+			ttl = " AND TTL " + r["cdc$ttl"]
+		}
+		where := " WHERE k = " + r["k"]
+		for _, k := range []string{"c", "d"} {
+			if r[k] != "" {
+				where += " AND " + k + " = " + r[k]
+			}
+		}
+		set := func(ttl, s string) { out = append(out, "UPDATE "+table+using+ttl+" SET "+s+where) }
+		switch r["cdc$operation"] {
+		case "2":
+			out = append(out, fmt.Sprintf("INSERT INTO %s (k, c, d) VALUES (%s, %s, %s)", table, r["k"], r["c"], r["d"])+using+ttl)
+			fallthrough
+		case "1":
+			for _, col := range []string{"s", "v", "m", "st", "l", "u"} {
+				if r["cdc$deleted_"+col] != "" {
+					set("", col+" = null")
+				}
+				switch value, gone := r[col], r["cdc$deleted_elements_"+col]; {
+				case col == "s" || col == "v":
+					if value != "" {
+						set(ttl, col+" = "+value)
+					}
+				case col == "l":
+					for _, pair := range strings.Split(strings.Trim(value, "{}"), ", ") {
+						if key, v, ok := strings.Cut(pair, ": "); ok {
+							set(ttl, "l[SCYLLA_TIMEUUID_LIST_INDEX("+key+")] = "+v)
+						}
+					}
+				case col == "u":
+					for i, pair := range strings.Split(strings.Trim(value, "{}"), ", ") {
+						field, v, _ := strings.Cut(pair, ": ")
+						if strings.Contains(gone, fmt.Sprint(i)) {
+							set("", "u."+field+" = null")
+						} else if v != "" && v != "null" {
+							set(ttl, "u."+field+" = "+v)
+						}
+					}
+				default:
+					if gone != "" {
+						set("", col+" = "+col+" - "+gone)
+					}
+					if value != "" {
+						set(ttl, col+" = "+col+" + "+value)
+					}
+				}
+			}
+		case "3", "4":
+			out = append(out, "DELETE FROM "+table+using+where)
+		case "5", "6":
+			start = r
+		case "7", "8":
+			out = append(out, "DELETE FROM "+table+using+" WHERE k = "+r["k"]+ends(start, r))
+		}
+	}
+	return out
+}
+
+// ends are the conditions on the clustering columns of a range.
+func ends(start, end map[string]string) (cond string) {
+	compare := func(r map[string]string, sign string) string {
+		switch {
+		case r["d"] != "":
+			return fmt.Sprintf(" AND (c, d) %s (%s, %s)", sign, r["c"], r["d"])
+		case r["c"] != "":
+			return fmt.Sprintf(" AND (c) %s (%s)", sign, r["c"])
+		}
+		return ""
+	}
+	return compare(start, map[string]string{"5": ">=", "6": ">"}[start["cdc$operation"]]) + compare(end, map[string]string{"7": "<=", "8": "<"}[end["cdc$operation"]])
+}
+
+func micros(timeuuid string) int64 {
+	u, err := gocql.ParseUUID(timeuuid)
+	if err != nil {
+		panic(err)
+	}
+	return u.Time().UnixMicro()
 }

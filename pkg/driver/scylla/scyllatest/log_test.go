@@ -235,6 +235,13 @@ func TestDoubleWritesTheLogThatIsDocumented(t *testing.T) {
 0 | null | null | null | True | null
 1 | 0 | null | null | null | 5`,
 		},
+		"cdc-intro, the delta parameter: keys alone": {
+			table: `(pk int, ck int, v int, PRIMARY KEY (pk, ck)) WITH cdc = {'enabled': true, 'delta': 'keys', 'preimage': true}`, columns: `"cdc$operation", pk, ck, v, "cdc$ttl"`,
+			writes: []string{`INSERT INTO ks.t (pk, ck, v) VALUES (1, 2, 3) USING TTL 9`, `UPDATE ks.t SET v = 4 WHERE pk = 1 AND ck = 2`},
+			want: `0 | 2 | 1 | 2 | null | 9
+0 | 0 | 1 | 2 | 3 | null
+1 | 1 | 1 | 2 | null | null`,
+		},
 		"not in the documentation, but in a comment of cdc/split.cc: an INSERT of two maps with a TTL": {
 			table: `(a int PRIMARY KEY, b map<int, int>, c map<int, int>)`, columns: `b, "cdc$deleted_b", c, "cdc$deleted_c", "cdc$ttl", "cdc$operation"`,
 			writes: []string{`INSERT INTO ks.t (a, b, c) VALUES (0, {1:1}, {2:2}) USING TTL 5`, `UPDATE ks.t USING TTL 5 SET b = {0:0} WHERE a = 0`},
@@ -292,6 +299,13 @@ func TestDoubleWritesTheLogThatScyllaDBsTestsAskFor(t *testing.T) {
 0 | null | null | null | null | 2
 1 | null | null | null | True | 1
 2 | null | null | {4: 4} | null | 1`},
+		"test_pre_post_image_logging_static_row": {`(pk int, ck int, s int static, s2 int static, val int, PRIMARY KEY (pk, ck)) WITH cdc = {'enabled': true, 'preimage': true, 'postimage': true}`, `"cdc$operation", pk, ck, s, s2, "cdc$ttl"`,
+			"INSERT INTO ks.t (pk, s, s2) VALUES (1, 7, 8) USING TTL 50\nUPDATE ks.t USING TTL 60 SET s = 9 WHERE pk = 1",
+			`0 | 1 | 1 | null | 7 | 8 | 50
+1 | 9 | 1 | null | 7 | 8 | null
+0 | 0 | 1 | null | 7 | null | null
+1 | 1 | 1 | null | 9 | null | 60
+2 | 9 | 1 | null | 9 | 8 | null`},
 		"test_change_splitting: an empty range is nothing": {splitting, `"cdc$operation"`, `DELETE FROM ks.t WHERE pk = 2 AND ck < 1 AND ck > 2`, ``},
 		"test_preimage_delete_no_clustering_key": {`(pk int, val int, PRIMARY KEY (pk)) WITH cdc = {'enabled': true, 'preimage': true}`, `"cdc$operation", pk, val`,
 			"INSERT INTO ks.t (pk, val) VALUES (1, 2)\nINSERT INTO ks.t (pk, val) VALUES (1, 3)\nDELETE FROM ks.t WHERE pk = 1",

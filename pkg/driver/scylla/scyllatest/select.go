@@ -273,13 +273,15 @@ func (p *selectPlan) run(e *env, size int, state []byte) results {
 		}
 		return p.runSorted(e, conds, s.left)
 	}
-	if size <= 0 {
+	switch {
+	case size <= 0:
 		size = math.MaxInt
+	case e.c.shortPages > 0:
+		size = min(size, e.c.shortPages)
 	}
-	if short := e.c.shortPages; short > 0 {
-		if size = min(size, short); s.page%2 == 0 && e.c.shortPages == 1 {
-			size = min(size, short)
-		}
+	if e.c.emptyPages && s.resumed && s.page%2 == 1 {
+		s.page++
+		return results{state: s.encode()}
 	}
 	var out results
 	if size < 1000 {

@@ -2,6 +2,7 @@ package scyllatest
 
 import (
 	"slices"
+	"strconv"
 
 	"github.com/datastax/go-cassandra-native-protocol/message"
 )
@@ -39,8 +40,8 @@ func (p usingPlan) times(e *env, ts int64) (int64, int32) {
 		panic(invalid("A TTL must be greater or equal to 0"))
 	case ttl > maxTTL:
 		panic(invalid("ttl is too large. requested (%d) maximum (%d)", ttl, maxTTL))
-	case ts > e.micros+3*86400*1e6:
-		panic(invalid("Cannot create timestamp which is more than 3 days ahead of current time"))
+	case p.ts != nil && ts > e.micros+3*86400*1e6:
+		panic(invalid("Cannot provide a timestamp more than 3 days into the future. If this was not intended, make sure that all timestamps are in microseconds"))
 	}
 	return ts, int32(ttl)
 }
@@ -260,6 +261,10 @@ func (b *binder) op(a assignment) op {
 // mods gives what a statement does, with ts as its time if it says none.
 func (w *writePlan) mods(e *env, ts int64) (mods []*mod) {
 	ts, ttl := w.using.times(e, ts)
+	if w.using.ttl == nil && w.kind != "delete" {
+		n, _ := strconv.ParseInt(w.t.opts["default_time_to_live"].text, 10, 32)
+		ttl = int32(n)
+	}
 	base := mod{t: w.t, ts: ts, ttl: ttl}
 	if w.kind == "insert" {
 		return w.insertMods(e, base)
