@@ -13,6 +13,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"flag"
 	"fmt"
 	"math/rand/v2"
@@ -141,6 +142,9 @@ func (s *suite) run(ctx context.Context) error {
 		killers.Go(func() { s.kill(ctx, w, rand.New(rand.NewPCG(s.seed, uint64(i)))) })
 	}
 	killers.Wait()
+	if err := s.calm(ctx); err != nil {
+		return err
+	}
 	stop()
 	writers.Wait()
 	if s.err != nil {
@@ -209,7 +213,7 @@ func (s *suite) load(ctx context.Context, n int) {
 			s.writes.Add(1)
 		case 2:
 			// Now and then a message of the stream ends in the midst of a batch.
-			err = s.write(table, pk, v, 150+rnd.IntN(300), time.Now())
+			err = s.write(table, pk, v, 50+rnd.IntN(150), time.Now())
 		default:
 			err = s.write(table, pk, v, 1+rnd.IntN(5), time.Now())
 		}
@@ -236,11 +240,40 @@ func (s *suite) upheave(ctx context.Context) {
 		case 1:
 			s.cluster.SplitTablets("kt", "c", 1+rnd.IntN(8))
 		case 2:
-			end := s.cluster.DelayLog(tables[rnd.IntN(2)], late)
-			time.Sleep(150 * time.Millisecond)
-			end()
+			s.delay(tables[rnd.IntN(len(tables))])
 		}
 	}
+}
+
+// delay has some writes appear late in the log of a table.
+func (s *suite) delay(table string) {
+	end := s.cluster.DelayLog(table, late)
+	time.Sleep(150 * time.Millisecond)
+	end()
+}
+
+// calm lets the capture catch up, and has writes be late then, which are not while
+// it is behind.
+func (s *suite) calm(ctx context.Context) error {
+	err := rig.Until(ctx, 2*time.Minute, func() bool {
+		_, reply, err := s.rig.Call(http.MethodGet, "/cdc/"+client, "", nil)
+		var data struct {
+			Status struct {
+				Streams *struct {
+					Complete time.Time `json:"complete"`
+				} `json:"streams"`
+			} `json:"status"`
+		}
+		return err == nil && json.Unmarshal(reply.Data, &data) == nil && data.Status.Streams != nil && time.Since(data.Status.Streams.Complete) < 2*confidence+time.Second
+	})
+	if err != nil {
+		return fmt.Errorf("the capture does not catch up: %w\n%s", err, s.rig.Logs())
+	}
+	for i := range 6 {
+		s.delay(tables[i%len(tables)])
+		time.Sleep(time.Second)
+	}
+	return nil
 }
 
 // outside stands for a kill from outside, beside the points.
@@ -254,13 +287,13 @@ func (s *suite) kill(ctx context.Context, w *rig.Process, rnd *rand.Rand) {
 	})
 	armed := "" // as it was started
 	for first := true; ctx.Err() == nil && s.kills.Load() < s.most; first = false {
-		point, wait := points[rnd.IntN(len(points))], 20*time.Second
+		point, wait := points[rnd.IntN(len(points))], 30*time.Second
 		if rnd.IntN(4) == 0 {
-			point, wait = outside, time.Duration(1000+rnd.IntN(4000))*time.Millisecond
+			point, wait = outside, time.Duration(3000+rnd.IntN(9000))*time.Millisecond
 		}
 		if !first {
 			if armed = ""; point != outside {
-				armed = fmt.Sprintf("%s:%d", point, 1+rnd.IntN(40))
+				armed = fmt.Sprintf("%s:%d", point, 1+rnd.IntN(60))
 			}
 			if err := w.Start(armed); err != nil {
 				s.fail(err)

@@ -206,10 +206,13 @@ func (s *changeStream) countGroups(ctx context.Context, g *gate) (int, error) {
 	return len(groups), nil
 }
 
+// describe asks what a table is. One that the library must not read is an error,
+// and described nevertheless.
 func (s *changeStream) describe(ctx context.Context, name driver.TableName) (*captureTable, error) {
 	t, err := s.backend.captureTable(ctx, name)
 	if err == nil {
 		t.client = s.cfg.Client
+		err = t.readable()
 	}
 	return t, err
 }

@@ -147,8 +147,10 @@ func (r *logReader) inTime(now time.Time) error {
 		"the log of %s keeps changes for %s (ttl), and is read up to %s, %s ago, so that changes may be missing; disable the capture and enable it again, or set on_loss to resnapshot", r.name, ttl, read.UTC().Format(time.RFC3339), now.Sub(read).Round(time.Second))}
 }
 
-// guardEvery is how often the tables are looked at while their logs are read.
-const guardEvery = 10 * time.Second
+// guardEvery is how often the tables are looked at while their logs are read. It is
+// less than changes wait until they are read: so a column that the library must not
+// read is seen before its first value.
+const guardEvery = 3 * time.Second
 
 // guard fails once a table is no longer what it was.
 func (s *changeStream) guard(ctx context.Context, src source) error {
@@ -171,7 +173,10 @@ func (s *changeStream) guard(ctx context.Context, src source) error {
 				return err
 			}
 			d, err := s.describe(ctx, r.name)
-			if err != nil {
+			switch {
+			case d != nil && err != nil:
+				return err
+			case err != nil:
 				continue
 			}
 			if !d.options.enabled {

@@ -59,32 +59,42 @@ func (s *changeStream) reach(ctx context.Context, at ticks) error {
 	}
 }
 
-// addRows adds to a late batch its rows as they are now, or that they are gone: so
-// who keeps rows by key ends with the right ones, though what the batch wrote may
-// have been written over before. Of a partition or a range of rows that was
-// deleted nothing can be added.
+// addRows adds to a late batch the rows that it is about as they are now, or that
+// they are gone: so who keeps rows by key ends with the right ones, though what the
+// batch wrote or deleted may have been written over before.
 func (s *changeStream) addRows(ctx context.Context, b *batch) error {
-	var keys []string
+	seen := map[string]bool{}
 	for _, c := range b.changes {
+		add := func(op cdc.Op, key, after []byte) {
+			b.changes = append(b.changes, cdc.Change{
+				Op: op, Client: c.Client, Schema: c.Schema, Table: c.Table, Key: slices.Clone(key), After: slices.Clone(after),
+			})
+		}
+		if id := string(c.Key) + string(c.Range); seen[id] {
+			continue
+		} else {
+			seen[id] = true
+		}
 		switch c.Op {
 		case cdc.Insert, cdc.Update, cdc.Delete:
-		default:
-			continue
+			after, err := s.backend.rowNow(ctx, b.table, c.Key)
+			if err != nil {
+				return err
+			}
+			if after == nil {
+				add(cdc.Delete, c.Key, nil)
+			} else {
+				add(cdc.Read, c.Key, after)
+			}
+		case cdc.DeletePartition, cdc.DeleteRange:
+			err := s.backend.rowsNow(ctx, b.table, c.Key, c.Range, func(key, after []byte) error {
+				add(cdc.Read, key, after)
+				return nil
+			})
+			if err != nil {
+				return err
+			}
 		}
-		key := string(c.Key)
-		if slices.Contains(keys, key) {
-			continue
-		}
-		keys = append(keys, key)
-		after, err := s.backend.rowNow(ctx, b.table, c.Key)
-		if err != nil {
-			return err
-		}
-		now := cdc.Change{Op: cdc.Read, Client: c.Client, Schema: c.Schema, Table: c.Table, Key: c.Key, After: after}
-		if after == nil {
-			now.Op = cdc.Delete
-		}
-		b.changes = append(b.changes, now)
 	}
 	return nil
 }
