@@ -17,6 +17,8 @@ func (k *conn) run(m message.Message, cql string) (reply message.Message) {
 		case nil:
 		case failure:
 			reply = r.reply
+		case stale:
+			reply = k.again(m, cql)
 		case syntaxError:
 			k.c.record(cql, r)
 			reply = &message.SyntaxError{ErrorMessage: string(r)}
@@ -76,11 +78,35 @@ func (p *plan) void() bool {
 	return p.t != nil && p.t.gone || slices.ContainsFunc(p.batch, (*plan).void)
 }
 
-// alive panics if a table was dropped or altered since p was made.
+// stale says that a table was dropped or altered between the making of a plan and its
+// execution.
+type stale struct{}
+
+// alive panics with stale if p is.
 func (p *plan) alive() {
 	if p.void() {
-		panic(invalid("unconfigured table: the schema has changed"))
+		panic(stale{})
 	}
+}
+
+// again answers a request whose plan was stale: with what the schema is now, or by
+// asking the client to prepare once more.
+func (k *conn) again(m message.Message, cql string) message.Message {
+	var id []byte
+	switch m := m.(type) {
+	case *message.Execute:
+		id = m.QueryId
+	case *message.Batch:
+		for _, ch := range m.Children {
+			if ch.Id != nil {
+				id = ch.Id
+			}
+		}
+	}
+	if id == nil {
+		return k.run(m, cql)
+	}
+	return &message.Unprepared{ErrorMessage: fmt.Sprintf("No prepared statement with ID %x found.", id), Id: id}
 }
 
 func (k *conn) prepare(m *message.Prepare) message.Message {

@@ -196,3 +196,36 @@ func TestDoubleTellsOfEvents(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// While a table is altered its clients see no errors: what was prepared is prepared
+// again.
+func TestDoubleIsAlteredWhileItIsUsed(t *testing.T) {
+	t.Parallel()
+	c := scyllatest.Start(t)
+	c.MustExec(t, newKeyspace, `CREATE TABLE ks.t (k int PRIMARY KEY, v int) WITH cdc = {'enabled': true}`)
+	s := connect(t, c, func(cl *gocql.ClusterConfig) { cl.RetryPolicy = &gocql.SimpleRetryPolicy{} })
+	done := make(chan error)
+	for w := range 3 {
+		go func() {
+			var err error
+			for i := 0; i < 200 && err == nil; i++ {
+				if err = s.Query(`INSERT INTO ks.t (k, v) VALUES (?, ?)`, w*1000+i, i).Exec(); err == nil {
+					err = s.Query(`SELECT k FROM ks.t_scylla_cdc_log LIMIT ?`, 1).Exec()
+				}
+			}
+			done <- err
+		}()
+	}
+	for i := range 40 {
+		c.MustExec(t, fmt.Sprintf(`ALTER TABLE ks.t ADD x%d int`, i))
+	}
+	for range 3 {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+	rows, err := c.LogRows("ks.t")
+	if err != nil || len(rows) != 600 {
+		t.Errorf("%d rows, %v", len(rows), err)
+	}
+}
