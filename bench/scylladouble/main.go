@@ -1,14 +1,9 @@
-// Command scylladouble serves the double of a ScyllaDB cluster that the tests use,
-// for trying clients of that engine where no cluster is at hand:
-//
-//	go run ./bench/scylladouble -exec schema.cql
-//
-// It is not ScyllaDB, keeps everything in memory, and forgets it when it ends.
-// What it cannot show is in docs/scylla.md.
+// Command scylladouble runs the double of a ScyllaDB cluster that the tests use, for
+// trying what wants a cluster: the contract suite's switch, the recorder, a client
+// of `athena dev`. It is no ScyllaDB, and keeps nothing when it ends.
 package main
 
 import (
-	"bufio"
 	"context"
 	"flag"
 	"fmt"
@@ -20,58 +15,25 @@ import (
 )
 
 func main() {
-	tablets := flag.Bool("tablets", false, "new keyspaces use tablets, as those of ScyllaDB do")
-	nodes := flag.Int("nodes", 1, "number of nodes")
-	script := flag.String("exec", "", "file of statements that are run first, one a line")
+	nodes := flag.Int("nodes", 1, "nodes, at 127.0.0.1 and the addresses after it")
+	datacenters := flag.String("datacenters", "datacenter1", "datacenters that the nodes are in, in turn, separated by commas")
+	tablets := flag.Bool("tablets", false, "keyspaces use tablets unless they say otherwise")
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	err := run(ctx, *tablets, *nodes, *script)
-	stop()
+	options := []scyllatest.Option{scyllatest.Nodes(*nodes), scyllatest.Datacenters(strings.Split(*datacenters, ",")...)}
+	if *tablets {
+		options = append(options, scyllatest.Tablets())
+	}
+	cluster, err := scyllatest.New(options...)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "scylladouble:", err)
 		os.Exit(1)
 	}
-}
-
-func run(ctx context.Context, tablets bool, nodes int, script string) error {
-	opts := []scyllatest.Option{scyllatest.Nodes(nodes)}
-	if tablets {
-		opts = append(opts, scyllatest.Tablets())
-	}
-	c, err := scyllatest.New(opts...)
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	if script != "" {
-		if err := execute(c, script); err != nil {
-			return err
-		}
-	}
-	fmt.Println(strings.Join(c.Hosts(), " "))
+	defer cluster.Close()
+	fmt.Println("SCYLLA_TEST_HOSTS=" + strings.Join(cluster.Hosts(), ","))
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
 	<-ctx.Done()
-	for _, s := range c.Unknown() {
-		fmt.Println("unknown:", s)
+	for _, text := range cluster.Unknown() {
+		fmt.Fprintln(os.Stderr, "a statement that the double does not know:", text)
 	}
-	return nil
-}
-
-// execute runs the statements of a file; lines that begin with -- are comments.
-func execute(c *scyllatest.Cluster, path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	lines := bufio.NewScanner(f)
-	for n := 1; lines.Scan(); n++ {
-		text := strings.TrimSuffix(strings.TrimSpace(lines.Text()), ";")
-		if text == "" || strings.HasPrefix(text, "--") {
-			continue
-		}
-		if err := c.Exec(text); err != nil {
-			return fmt.Errorf("%s:%d: %w", path, n, err)
-		}
-	}
-	return lines.Err()
 }

@@ -89,32 +89,46 @@ func (r *recorder) recordAgain(ctx context.Context, all []*cdcfixture.Fixture, l
 		err = cmp.Or(err, dropErr)
 	}()
 	done := 0
+	var failed []error
 	for _, f := range all {
 		if f.Origin == cdcfixture.Recorded || len(f.Statements) == 0 {
 			continue
 		}
+		// What one of them cannot do says nothing of the others.
+		if err := r.again(ctx, f, keyspace, fmt.Sprintf("t%d", done+len(failed)), wait); err != nil {
+			failed = append(failed, fmt.Errorf("%s: %w", f.File, err))
+			continue
+		}
 		done++
-		again := *f
-		table := fmt.Sprintf("t%d", done)
-		for _, list := range [][]string{f.Create, f.Statements} {
-			for _, s := range list {
-				// Types have no number: the same one in two fixtures is made once.
-				s = cdcfixture.In(s, keyspace, table)
-				if _, err := r.query(ctx, s); err != nil && !strings.Contains(err.Error(), "already exists") {
-					return fmt.Errorf("%s: %s: %w", f.File, s, err)
-				}
-			}
-		}
-		if again.Log, err = r.resting(ctx, keyspace, table, wait); err != nil {
-			return fmt.Errorf("%s: %w", f.File, err)
-		}
-		again.Keyspace, again.Table = keyspace, table
-		if err := r.write(&again, "recorded-"+layout+"-"+f.File, "the statements of "+f.File); err != nil {
-			return err
-		}
 	}
 	fmt.Fprintf(r.stdout, "%d fixtures recorded from %s %s\n", done, r.cluster.Product, r.cluster.Version)
-	return nil
+	return errors.Join(failed...)
+}
+
+// again does what one fixture says was done, to a table of its own.
+func (r *recorder) again(ctx context.Context, f *cdcfixture.Fixture, keyspace, table string, wait time.Duration) (err error) {
+	do := func(statements []string) error {
+		for _, s := range statements {
+			// Types have no number: the same one in two fixtures is made once.
+			s = cdcfixture.In(s, keyspace, table)
+			if _, err := r.query(ctx, s); err != nil && !strings.Contains(err.Error(), "already exist") {
+				return fmt.Errorf("%s: %w", s, err)
+			}
+		}
+		return nil
+	}
+	if err := do(f.Create); err != nil {
+		return err
+	}
+	if err := do(cdcfixture.AtPresent(f.Statements, time.Now())); err != nil { // behind the streams that were just made
+		return err
+	}
+	again := *f
+	again.Keyspace, again.Table = keyspace, table
+	if again.Log, err = r.resting(ctx, keyspace, table, wait); err != nil {
+		return err
+	}
+	return r.write(&again, "recorded-"+r.cluster.Layout+"-"+f.File, "the statements of "+f.File)
 }
 
 // resting reads a log until it has not grown for a while.

@@ -5,10 +5,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
-	"math"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -81,7 +79,7 @@ func contractFixtures(t *testing.T, r *contractRig, layout string, fixtures []*c
 	capture.open(t, "")
 	wants, n := make([][]string, len(fixtures)), 0
 	for i, f := range fixtures {
-		for _, s := range atPresent(t, f.Statements) {
+		for _, s := range cdcfixture.AtPresent(f.Statements, time.Now()) {
 			r.exec(t, cdcfixture.In(s, tables[i].Schema, f.Table))
 		}
 		for _, c := range f.Changes {
@@ -135,33 +133,6 @@ func essence(t *testing.T, change string) string {
 }
 
 var timeUUID = regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f]{4}-1[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}`)
-
-// atPresent moves the write times of statements to the present, which is what a
-// capture reads, and leaves their distances.
-func atPresent(t *testing.T, statements []string) []string {
-	t.Helper()
-	first := int64(math.MaxInt64)
-	for _, s := range statements {
-		for _, m := range writeTime.FindAllStringSubmatch(s, -1) {
-			n, err := strconv.ParseInt(m[1], 10, 64)
-			if err != nil {
-				t.Fatal(err)
-			}
-			first = min(first, n)
-		}
-	}
-	shift := time.Now().UnixMicro() - first
-	moved := make([]string, len(statements))
-	for i, s := range statements {
-		moved[i] = writeTime.ReplaceAllStringFunc(s, func(m string) string {
-			n, _ := strconv.ParseInt(strings.Fields(m)[1], 10, 64)
-			return fmt.Sprintf("TIMESTAMP %d", n+shift)
-		})
-	}
-	return moved
-}
-
-var writeTime = regexp.MustCompile(`TIMESTAMP (\d{12,})`)
 
 // dump is the log as it is, for a failure.
 func (r *contractRig) dump(table driver.TableName) string {

@@ -11,9 +11,13 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
+	"time"
 )
 
 // Origin says where a log comes from.
@@ -112,6 +116,30 @@ func Parse(raw []byte) (*Fixture, error) {
 // In puts the table's name, and the keyspace's, into one of Create or Statements.
 func In(statement, keyspace, table string) string {
 	return strings.NewReplacer("{table}", keyspace+"."+table, "{keyspace}", keyspace).Replace(statement)
+}
+
+var writeTime = regexp.MustCompile(`TIMESTAMP (\d{12,18})\b`)
+
+// AtPresent moves the write times that statements name to now, the earliest of them,
+// and leaves their distances: a cluster refuses to log what was written long ago.
+func AtPresent(statements []string, now time.Time) []string {
+	micros := func(match string) int64 {
+		n, _ := strconv.ParseInt(strings.Fields(match)[1], 10, 64) // digits, and few enough
+		return n
+	}
+	first := int64(math.MaxInt64)
+	for _, s := range statements {
+		for _, m := range writeTime.FindAllString(s, -1) {
+			first = min(first, micros(m))
+		}
+	}
+	moved := make([]string, len(statements))
+	for i, s := range statements {
+		moved[i] = writeTime.ReplaceAllStringFunc(s, func(m string) string {
+			return fmt.Sprintf("TIMESTAMP %d", micros(m)-first+now.UnixMicro())
+		})
+	}
+	return moved
 }
 
 // Write writes the fixture to a file.

@@ -3,8 +3,10 @@ package cdcfixture_test
 import (
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/athena-pipelines/athena/pkg/driver/scylla/cdcfixture"
 )
@@ -51,5 +53,22 @@ func TestAFixtureMustSayWhereItComesFrom(t *testing.T) {
 		if _, err := cdcfixture.Parse([]byte(text)); err == nil {
 			t.Errorf("%s was taken", name)
 		}
+	}
+}
+
+func TestWriteTimesMoveToThePresentTogether(t *testing.T) {
+	t.Parallel()
+	got := cdcfixture.AtPresent([]string{
+		"UPDATE {table} USING TIMESTAMP 1584971217889333 SET a = 1 WHERE k = 1",
+		"UPDATE {table} USING TTL 5 AND TIMESTAMP 1584971217889330 SET a = 1 WHERE k = 1",
+		"UPDATE {table} SET a = 1584971217889330 WHERE k = 1",
+	}, time.UnixMicro(2000000000000000))
+	want := []string{
+		"UPDATE {table} USING TIMESTAMP 2000000000000003 SET a = 1 WHERE k = 1",
+		"UPDATE {table} USING TTL 5 AND TIMESTAMP 2000000000000000 SET a = 1 WHERE k = 1",
+		"UPDATE {table} SET a = 1584971217889330 WHERE k = 1",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("the statements are %q", got)
 	}
 }
