@@ -2,7 +2,16 @@ package scylla_test
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
+	"math/big"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -67,8 +76,42 @@ func TestOpenRefusedByCassandra(t *testing.T) {
 func TestOpenOverTLSOnCassandra(t *testing.T) {
 	t.Parallel()
 	server := cassandratest.Start(t)
-	conn := server.Conn("")
-	conn.TLS = &athena.TLS{CAFile: server.CAFile, ServerName: "localhost"}
+	overTLS(t, server.Conn(""), server.CAFile, "localhost")
+}
+
+func TestOpenOverTLSOnTheDouble(t *testing.T) {
+	t.Parallel()
+	cert, ca := certificate(t, "node.example")
+	double := scyllatest.Start(t, scyllatest.TLS(&tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}))
+	overTLS(t, athena.ScyllaConn{Hosts: double.Hosts()}, ca, "node.example")
+}
+
+// certificate makes one that signs itself, and a file of it.
+func certificate(t *testing.T, name string) (cert tls.Certificate, file string) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), DNSNames: []string{name}, NotAfter: time.Now().Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file = filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, file
+}
+
+// overTLS opens connections to nodes whose certificate is for name.
+func overTLS(t *testing.T, conn athena.ScyllaConn, ca, name string) {
+	t.Helper()
+	conn.TLS = &athena.TLS{CAFile: ca, ServerName: name}
 	b, err := scylla.Open(t.Context(), conn)
 	if err != nil {
 		t.Fatal(err)
@@ -77,19 +120,25 @@ func TestOpenOverTLSOnCassandra(t *testing.T) {
 	if err := b.Ping(t.Context()); err != nil {
 		t.Error(err)
 	}
-	for name, protect := range map[string]*athena.TLS{
-		"roots that have not signed it": {ServerName: "localhost"},
-		"a name that is another's":      {CAFile: server.CAFile, ServerName: "elsewhere.example"},
+	for what, protect := range map[string]*athena.TLS{
+		"roots that have not signed it": {ServerName: name},
+		"a name that is another's":      {CAFile: ca, ServerName: "elsewhere.example"},
 	} {
 		conn.TLS = protect
 		if b, err := scylla.Open(t.Context(), conn); err == nil {
 			b.Close(t.Context())
-			t.Errorf("%s: it was opened", name)
+			t.Errorf("%s: it was opened", what)
 		} else if f := b.Classify(err); f.Code != athena.CodeBackendUnavailable || !strings.Contains(f.Message, "certificate") {
-			t.Errorf("%s: %v is told as %+v", name, err, f)
+			t.Errorf("%s: %v is told as %+v", what, err, f)
 		}
 	}
-	conn.TLS = &athena.TLS{CAFile: "/no/such/file"}
+	conn.TLS = &athena.TLS{ServerName: "elsewhere.example", SkipVerify: true}
+	if b, err := scylla.Open(t.Context(), conn); err != nil {
+		t.Errorf("without verification: %v", err)
+	} else {
+		b.Close(t.Context())
+	}
+	conn.TLS = &athena.TLS{CAFile: filepath.Join(t.TempDir(), "none")}
 	if _, err := scylla.Open(t.Context(), conn); athena.CodeOf(err) != athena.CodeBackendUnavailable {
 		t.Errorf("a missing file: %v", err)
 	}
