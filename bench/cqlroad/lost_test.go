@@ -8,6 +8,7 @@ import (
 
 	"github.com/athena-pipelines/athena/pkg/athena"
 	"github.com/athena-pipelines/athena/pkg/driver/scylla/cassandratest"
+	"github.com/athena-pipelines/athena/pkg/driver/scylla/scyllatest"
 )
 
 func TestRoadToNodesThatAreNotThere(t *testing.T) {
@@ -35,14 +36,26 @@ func TestRoadToCassandraWithOneDatacenterDown(t *testing.T) {
 	c := cassandratest.StartCluster(t, "east", "west")
 	ks := c.Keyspace(t)
 	c.Exec(t, "CREATE TABLE "+ks+".t (k int PRIMARY KEY, v text)")
-	near, both := c.Conn(ks), c.Conn(ks)
+	oneDatacenterDown(t, "cassandra", ks, c.Conn(ks), func() { c.StopNode(t, 1) })
+}
+
+func TestRoadToDoubleWithOneDatacenterDown(t *testing.T) {
+	d := scyllatest.Start(t, scyllatest.Nodes(2), scyllatest.Datacenters("east", "west"))
+	d.MustExec(t, "CREATE KEYSPACE ks WITH replication = {'class': 'NetworkTopologyStrategy', 'east': 1, 'west': 1}",
+		"CREATE TABLE ks.t (k int PRIMARY KEY, v text)")
+	oneDatacenterDown(t, "double", "ks", athena.ScyllaConn{Hosts: d.Hosts(), Keyspace: "ks"}, func() { d.StopNode(1) })
+}
+
+// oneDatacenterDown loses the datacenter west, while clients speak to east.
+func oneDatacenterDown(t *testing.T, name, ks string, conn athena.ScyllaConn, lose func()) {
+	near, both := conn, conn
 	near.Datacenter, both.Datacenter = "east", "east"
 	both.Consistency = "EACH_QUORUM"
-	local, each := newStage(t, "east", ks, near), newStage(t, "each", ks, both)
+	local, each := newStage(t, name+"_east", ks, near), newStage(t, name+"_each", ks, both)
 	const insert = "INSERT INTO {ks}.t (k, v) VALUES (?, 'x')"
 	local.must(insert, 1)
 	each.must(insert, 2)
-	c.StopNode(t, 1)
+	lose()
 	for i := range 20 {
 		local.must(insert, 10+i)
 	}
@@ -56,7 +69,7 @@ func TestRoadToCassandraWithOneDatacenterDown(t *testing.T) {
 		if a.Retryable {
 			break
 		}
-		if tries == 20 {
+		if tries == 40 {
 			t.Fatal("the node is not found to be down")
 		}
 	}
