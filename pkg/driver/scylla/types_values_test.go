@@ -151,9 +151,9 @@ func valuesOfEveryType(t *testing.T, b *scylla.Backend, keyspace string, without
 			t.Errorf("the column of type %s is described as %s", want, got)
 		}
 	}
-	one(t, b, `CREATE TABLE counted (k int PRIMARY KEY, n counter)`)
-	one(t, b, `UPDATE counted SET n = n + ? WHERE k = 1`, `5`)
-	if got := one(t, b, `SELECT n AS v FROM counted WHERE k = 1`); got != `5` {
+	one(t, b, `CREATE TABLE every_counter (k int PRIMARY KEY, n counter)`)
+	one(t, b, `UPDATE every_counter SET n = n + ? WHERE k = 1`, `5`)
+	if got := one(t, b, `SELECT n AS v FROM every_counter WHERE k = 1`); got != `5` {
 		t.Errorf("the counter is %s, want 5", got)
 	}
 }
