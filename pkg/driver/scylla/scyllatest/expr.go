@@ -92,11 +92,10 @@ type binder struct {
 	names []string // of the markers, as written
 	marks []*message.ColumnMetadata
 	cols  []*column // that a marker gives the value of
-	types []*ctype
 }
 
 func (c *Cluster) newBinder(use string, names []string) *binder {
-	return &binder{c: c, use: use, names: names, marks: make([]*message.ColumnMetadata, len(names)), cols: make([]*column, len(names)), types: make([]*ctype, len(names))}
+	return &binder{c: c, use: use, names: names, marks: make([]*message.ColumnMetadata, len(names)), cols: make([]*column, len(names))}
 }
 
 func (b *binder) marker(t term, typ *ctype, name string, col *column) *expr {
@@ -107,7 +106,7 @@ func (b *binder) marker(t term, typ *ctype, name string, col *column) *expr {
 	if b.t != nil {
 		m.Keyspace, m.Table = b.t.ks, b.t.name
 	}
-	b.marks[t.mark], b.cols[t.mark], b.types[t.mark] = m, col, typ
+	b.marks[t.mark], b.cols[t.mark] = m, col
 	i := t.mark
 	return &expr{typ: typ, mark: true, eval: func(e *env) []byte {
 		if i >= len(e.vals) {
@@ -146,7 +145,7 @@ func (b *binder) value(t term, typ *ctype, name string, col *column) *expr {
 		}
 		return b.value(t.args[0], typ, name, col)
 	case termCall:
-		x := b.call(t, typ)
+		x := b.call(t)
 		if x.typ.kind != typ.kind && !(x.typ.kind == "timeuuid" && typ.kind == "uuid") && !(x.typ.kind == "counter" || typ.kind == "counter") {
 			panic(invalid("Type error: cannot assign result of function %s (type %s) to %s (type %s)", t.text, x.typ, name, typ))
 		}
@@ -324,7 +323,7 @@ func (b *binder) read(t term) *expr {
 			return nil
 		}}
 	case termCall:
-		return b.call(t, nil)
+		return b.call(t)
 	case termCast:
 		typ := b.c.resolveType(b.ks(), *t.typ)
 		return b.value(t.args[0], typ, typ.String(), nil)
@@ -344,9 +343,8 @@ func (b *binder) arg(t term, want *ctype) *expr {
 	return b.value(t, want, "arg0(function)", nil)
 }
 
-// call makes an expression of a function's call. want is the type it should have,
-// where one is known.
-func (b *binder) call(t term, want *ctype) *expr {
+// call makes an expression of a function's call.
+func (b *binder) call(t term) *expr {
 	args := func(n int) {
 		if len(t.args) != n {
 			panic(invalid("Invalid number of arguments in call to function %s: %d required but %d provided", t.text, n, len(t.args)))
@@ -426,7 +424,6 @@ func (b *binder) call(t term, want *ctype) *expr {
 		to := native(strings.Replace(typ, "varchar", "text", 1))
 		return one(t.text, blobType, to, func(v []byte) []byte { to.check(v); return v })
 	}
-	_ = want
 	panic(b.c.unknown("function %s", t.text))
 }
 

@@ -1,7 +1,6 @@
 package scyllatest
 
 import (
-	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -69,13 +68,13 @@ type ordering struct {
 type using struct{ timestamp, ttl *term }
 
 type selectStmt struct {
-	from              tableName
-	distinct          bool
-	sel               []selector // nil is *
-	where             []relation
-	order             []ordering
-	limit, perPart    *term
-	filtering, bypass bool
+	from           tableName
+	distinct       bool
+	sel            []selector // nil is *
+	where          []relation
+	order          []ordering
+	limit, perPart *term
+	filtering      bool
 }
 
 type insertStmt struct {
@@ -529,8 +528,7 @@ func (p *parser) selectStmt() *selectStmt {
 			st.limit = &t
 		case p.accept("allow", "filtering"):
 			st.filtering = true
-		case p.accept("bypass", "cache"):
-			st.bypass = true
+		case p.accept("bypass", "cache"): // there is none
 		case p.accept("using", "timeout"):
 			p.term()
 		default:
@@ -1032,6 +1030,3 @@ func (p *parser) grantStmt() *grantStmt {
 	st.role = p.roleName()
 	return st
 }
-
-// noTime is before every time of a write.
-const noTime = math.MinInt64

@@ -3,8 +3,12 @@ package scyllatest
 import (
 	"bytes"
 	"cmp"
+	"math"
 	"slices"
 )
+
+// noTime is before every time of a write.
+const noTime = math.MinInt64
 
 // A cell is a value with the time of its write. In the marker of a row, and in
 // what is deleted, there is no value.

@@ -94,7 +94,6 @@ type watch struct {
 	seen     map[string]int
 	unknown  []string
 	expected []string
-	requests int
 }
 
 type rule struct {
@@ -131,7 +130,6 @@ func (c *Cluster) note(r Request) *Fault {
 	w := &c.watch
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.requests++
 	if r.Op != "EXECUTE" {
 		if w.seen == nil {
 			w.seen = map[string]int{}

@@ -42,7 +42,7 @@ func (b *binder) relation(r relation) *rel {
 			panic(invalid("The token() function must contains only partition key components"))
 		}
 		if r.val.kind == termCall {
-			out.vals = []*expr{b.call(r.val, bigintType)}
+			out.vals = []*expr{b.call(r.val)}
 		} else {
 			out.vals = []*expr{b.value(r.val, bigintType, "partition key token", nil)}
 		}
