@@ -68,6 +68,8 @@ func (s *changeStream) addRows(ctx context.Context, b *batch) error {
 		add := func(op cdc.Op, key, after []byte) {
 			b.changes = append(b.changes, cdc.Change{
 				Op: op, Client: c.Client, Schema: c.Schema, Table: c.Table, Key: slices.Clone(key), After: slices.Clone(after),
+				// Who settles by time has what is younger, and must keep it.
+				WriteTime: c.WriteTime,
 			})
 		}
 		if id := string(c.Key) + string(c.Range); seen[id] {
