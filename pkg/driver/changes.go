@@ -339,6 +339,15 @@ type SnapshotReader interface {
 	Close(ctx context.Context) error
 }
 
+// TimedRows is a ChangeSnapshot or SnapshotReader of an engine that settles by time
+// which of two writes is the later one.
+type TimedRows interface {
+	// WrittenAt is the time in microseconds since 1970 at which the rows count as
+	// written: no change that the stream has yet to hand over is older than what they
+	// have of it. Of a SnapshotReader it is that of the rows which Next gives.
+	WrittenAt() int64
+}
+
 // ErrSpillFull is in the chain of the error with which a stream ends that has no
 // room for a transaction which is not yet committed.
 var ErrSpillFull = errors.New("driver: there is no room for the open transactions")

@@ -121,7 +121,7 @@ func (s *session) readAll(ctx context.Context, snapshot driver.ChangeSnapshot) e
 		}
 		version, err := s.announce(ctx, t, columns)
 		if err == nil {
-			err = s.Truncate(ctx, t, version)
+			err = s.Truncate(ctx, t, version, before(writtenAt(snapshot)))
 		}
 		if err != nil {
 			return err
@@ -148,7 +148,7 @@ func (s *session) readAll(ctx context.Context, snapshot driver.ChangeSnapshot) e
 		g.Go(func() error {
 			err := snapshot.Read(ctx, part, func(key, after []byte) error {
 				rows[i].Add(1)
-				return s.Row(ctx, part.Table, version, key, after)
+				return s.Row(ctx, part.Table, version, writtenAt(snapshot), key, after)
 			})
 			if err != nil {
 				return err
@@ -166,6 +166,18 @@ func (s *session) readAll(ctx context.Context, snapshot driver.ChangeSnapshot) e
 	}
 	return tell(func() { p.State = "done" })
 }
+
+// writtenAt is when rows count as written, where their engine settles by that; 0 is
+// that it does not.
+func writtenAt(rows any) int64 {
+	if t, ok := rows.(driver.TimedRows); ok {
+		return t.WrittenAt()
+	}
+	return 0
+}
+
+// before is the time of what must not touch rows that were written at one.
+func before(written int64) int64 { return max(0, written-1) }
 
 // announce tells of the columns of a table whose rows are to come, where they are
 // others than before.
@@ -426,14 +438,14 @@ func (s *session) chunk(ctx context.Context, a *adhoc) (done bool, err error) {
 		if a.keyed && !anew || t.Where != "" {
 			return nil
 		}
-		return s.Truncate(ctx, t.Table, a.version)
+		return s.Truncate(ctx, t.Table, a.version, before(writtenAt(a.reader)))
 	})
 	next, err := a.reader.Next(ctx, t.After, chunkRows, func(key, after []byte) error {
 		if err := forget(); err != nil {
 			return err
 		}
 		t.Rows++
-		return s.Row(ctx, t.Table, a.version, key, after)
+		return s.Row(ctx, t.Table, a.version, writtenAt(a.reader), key, after)
 	})
 	if errors.Is(err, driver.ErrNotYet) {
 		return false, err

@@ -139,14 +139,15 @@ func (w *writer) Change(ctx context.Context, c *cdc.Change) error {
 	return nil
 }
 
-// Row takes one row of a snapshot. It stands behind what the log gave so far.
-func (w *writer) Row(ctx context.Context, t driver.TableName, version int, key, after []byte) error {
+// Row takes one row of a snapshot, written at a time if that is not 0. It stands
+// behind what the log gave so far.
+func (w *writer) Row(ctx context.Context, t driver.TableName, version int, written int64, key, after []byte) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.reads++
 	return w.append(ctx, &cdc.Change{
 		Pos: w.base.Read(w.reads), Op: cdc.Read, Schema: t.Schema, Table: t.Table,
-		Key: key, After: after, SchemaVersion: version,
+		Key: key, After: after, SchemaVersion: version, WriteTime: written,
 	})
 }
 
@@ -162,11 +163,11 @@ func (w *writer) Columns(ctx context.Context, t driver.TableName, version int, c
 }
 
 // Truncate has readers forget the rows of a table, which a snapshot has anew.
-func (w *writer) Truncate(ctx context.Context, t driver.TableName, version int) error {
+func (w *writer) Truncate(ctx context.Context, t driver.TableName, version int, written int64) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.reads++
-	return w.append(ctx, &cdc.Change{Pos: w.base.Read(w.reads), Op: cdc.Truncate, Schema: t.Schema, Table: t.Table, SchemaVersion: version})
+	return w.append(ctx, &cdc.Change{Pos: w.base.Read(w.reads), Op: cdc.Truncate, Schema: t.Schema, Table: t.Table, SchemaVersion: version, WriteTime: written})
 }
 
 // Note tells readers something that the log does not, as a logical message.

@@ -224,7 +224,7 @@ func TestWriterPlacesRowsOfSnapshots(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 {
-		if err := r.w.Row(ctx, table, 1, nil, []byte(`{}`)); err != nil {
+		if err := r.w.Row(ctx, table, 1, 0, nil, []byte(`{}`)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -240,7 +240,7 @@ func TestWriterPlacesRowsOfSnapshots(t *testing.T) {
 	}
 	r = newWriterRig(t, b, c, 1<<20, last)
 	defer r.stop()
-	if err := r.w.Row(ctx, table, 1, nil, []byte(`{}`)); err != nil {
+	if err := r.w.Row(ctx, table, 1, 0, nil, []byte(`{}`)); err != nil {
 		t.Fatal(err)
 	}
 	next := cdc.Position("0000000000000010.00000002")

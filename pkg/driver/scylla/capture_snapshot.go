@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/gocql/gocql"
 
@@ -91,6 +92,10 @@ func (s *snapshot) Read(ctx context.Context, p driver.SnapshotPart, row func(key
 	q := s.backend.session.Query(f.selectAll()+where, args...)
 	return f.read(q.WithContext(ctx).Consistency(gocql.LocalQuorum).Idempotent(true).Iter(), row)
 }
+
+// WrittenAt is just before the beginning of the capture: what was written later is left
+// out.
+func (s *snapshot) WrittenAt() int64 { return s.begin.time().UnixMicro() - 1 }
 
 // Close has nothing to let go of.
 func (s *snapshot) Close(context.Context) error { return nil }
@@ -277,7 +282,11 @@ type snapshotReader struct {
 	stream *changeStream
 	from   driver.SnapshotTable
 	form   *rowForm
+	asked  time.Time // when the last rows were
 }
+
+// WrittenAt is when the rows were asked for: they have what was written before.
+func (r *snapshotReader) WrittenAt() int64 { return r.asked.UnixMicro() }
 
 func (r *snapshotReader) Columns(ctx context.Context) ([]cdc.Column, error) {
 	t, err := r.stream.describe(ctx, r.from.Table)
@@ -303,6 +312,7 @@ func (r *snapshotReader) Next(ctx context.Context, after string, most int, row f
 	if r.from.Where != "" {
 		text += " WHERE " + r.from.Where + " ALLOW FILTERING"
 	}
+	r.asked = time.Now()
 	iter := r.stream.backend.session.Query(text).WithContext(ctx).Consistency(gocql.LocalQuorum).Idempotent(true).
 		PageSize(most).PageState(state).Iter()
 	next := slices.Clone(iter.PageState())
