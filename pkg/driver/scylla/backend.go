@@ -113,7 +113,7 @@ func clusterConfig(conn athena.ScyllaConn) (*gocql.ClusterConfig, error) {
 	}
 	hosts := gocql.RoundRobinHostPolicy()
 	if conn.Datacenter != "" {
-		// What LOCAL_QUORUM means must not depend on which nodes answer.
+		// What LOCAL_QUORUM means must not depend on which nodes answer (invariant 4).
 		hosts = gocql.DCAwareRoundRobinPolicy(conn.Datacenter, gocql.HostPolicyOptionDisableDCFailover)
 		cfg.HostFilter = gocql.DataCenterHostFilter(conn.Datacenter)
 	}

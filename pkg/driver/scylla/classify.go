@@ -42,7 +42,8 @@ func readError(err error) error {
 
 // A retryPolicy makes a request again on another node if it was not sent, or is
 // idempotent and failed by what may pass. gocql's own would take the server's
-// errors for a proof that nothing was done, and make a counter's write again.
+// errors for a proof that nothing was done, and make a counter's write again
+// (invariant 2).
 type retryPolicy struct{}
 
 const mostRetries = 2
@@ -149,7 +150,7 @@ func classifyConnect(err error) driver.Failure {
 }
 
 // A verdict is what a code of the protocol means. NoEffect of the classification
-// is more: it takes the statement into account.
+// is more: it takes the statement into account (invariant 3).
 type verdict struct {
 	name string
 	code athena.Code
