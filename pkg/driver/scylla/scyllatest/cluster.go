@@ -21,7 +21,7 @@ import (
 // A Cluster is the double. Its methods are safe for concurrent use.
 type Cluster struct {
 	config
-	nodes []*node
+	ring atomic.Pointer[[]*node]
 
 	mu            sync.RWMutex // of the schema and of all tables
 	keyspaces     map[string]*keyspace
@@ -140,7 +140,7 @@ func New(opts ...Option) (*Cluster, error) {
 	if !c.noStreams {
 		c.NewGeneration(c.Now().Add(-c.genStart), c.perVnode, c.vnodes)
 	}
-	for _, n := range c.nodes {
+	for _, n := range c.members() {
 		c.serve(n)
 	}
 	return c, nil
@@ -148,7 +148,7 @@ func New(opts ...Option) (*Cluster, error) {
 
 // Close stops all nodes and waits until nothing runs any more.
 func (c *Cluster) Close() {
-	for _, n := range c.nodes {
+	for _, n := range c.members() {
 		n.stop()
 	}
 	c.wg.Wait()
@@ -156,7 +156,7 @@ func (c *Cluster) Close() {
 
 // Hosts are the nodes, each "address:port".
 func (c *Cluster) Hosts() (hosts []string) {
-	for _, n := range c.nodes {
+	for _, n := range c.members() {
 		hosts = append(hosts, n.addr.String())
 	}
 	return hosts
@@ -187,7 +187,10 @@ func (n *node) tokenTexts() (s []string) {
 }
 
 func (c *Cluster) datacenters() []string {
-	dcs := slices.Clone(c.dcs)
+	var dcs []string
+	for _, n := range c.members() {
+		dcs = append(dcs, n.dc)
+	}
 	slices.Sort(dcs)
 	return slices.Compact(dcs)
 }
@@ -195,30 +198,65 @@ func (c *Cluster) datacenters() []string {
 // listen takes one port on the address of each node.
 func (c *Cluster) listen() (err error) {
 	for range 20 {
+		var nodes []*node
 		port := uint16(0)
-		c.nodes = nil
 		for i := range c.count {
-			n := &node{dc: c.dcs[i%len(c.dcs)], conns: map[*conn]bool{}, hostID: []byte("double\x40\x00\x80\x00node\x00" + string(rune(i+1)))}
-			for k := range tokensPerNode {
-				step := ^uint64(0)/uint64(c.count*tokensPerNode) + 1
-				n.tokens = append(n.tokens, int64(uint64(k*c.count+i)*step+1<<63+step/2))
-			}
-			addr := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, byte(1 + i)}), port)
-			if n.ln, err = net.Listen("tcp", addr.String()); err != nil {
+			n, e := c.newNode(i, c.dcs[i%len(c.dcs)], port)
+			if err = e; err != nil {
 				break
 			}
-			n.addr = netip.MustParseAddrPort(n.ln.Addr().String())
+			step := ^uint64(0)/uint64(c.count*tokensPerNode) + 1
+			for k := range tokensPerNode {
+				n.tokens = append(n.tokens, int64(uint64(k*c.count+i)*step+1<<63+step/2))
+			}
 			port = n.addr.Port()
-			c.nodes = append(c.nodes, n)
+			nodes = append(nodes, n)
 		}
 		if err == nil {
+			c.ring.Store(&nodes)
 			return nil
 		}
-		for _, n := range c.nodes {
+		for _, n := range nodes {
 			_ = n.ln.Close()
 		}
 	}
 	return err
+}
+
+// newNode listens at the address of a node; port 0 is any.
+func (c *Cluster) newNode(i int, dc string, port uint16) (*node, error) {
+	n := &node{dc: dc, conns: map[*conn]bool{}, hostID: []byte("double\x40\x00\x80\x00node\x00" + string(rune(i+1)))}
+	ln, err := net.Listen("tcp", netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, byte(1 + i)}), port).String())
+	if err != nil {
+		return nil, err
+	}
+	n.ln, n.addr = ln, netip.MustParseAddrPort(ln.Addr().String())
+	return n, nil
+}
+
+func (c *Cluster) members() []*node { return *c.ring.Load() }
+
+// AddNode has another node join in a datacenter, which may be a new one, and returns
+// its address. Where the join should begin a new generation, NewGeneration does it.
+func (c *Cluster) AddNode(dc string) (string, error) {
+	c.mu.Lock()
+	old := c.members()
+	n, err := c.newNode(len(old), dc, old[0].addr.Port())
+	if err != nil {
+		c.mu.Unlock()
+		return "", err
+	}
+	for k := range tokensPerNode {
+		n.tokens = append(n.tokens, murmur3([]byte{byte(len(old)), byte(k)}))
+	}
+	all := append(slices.Clone(old), n)
+	c.ring.Store(&all)
+	c.describeNodes()
+	c.mu.Unlock()
+	c.serve(n)
+	c.announce(primitive.EventTypeTopologyChange, &message.TopologyChangeEvent{ChangeType: primitive.TopologyChangeTypeNewNode, Address: n.inet()})
+	c.announce(primitive.EventTypeStatusChange, &message.StatusChangeEvent{ChangeType: primitive.StatusChangeTypeUp, Address: n.inet()})
+	return n.addr.String(), nil
 }
 
 func (n *node) stop() {
@@ -241,13 +279,13 @@ func (n *node) up() bool {
 
 // StopNode stops a node and ends its connections; the others tell of it.
 func (c *Cluster) StopNode(i int) {
-	c.nodes[i].stop()
-	c.announce(primitive.EventTypeStatusChange, &message.StatusChangeEvent{ChangeType: primitive.StatusChangeTypeDown, Address: c.nodes[i].inet()})
+	c.members()[i].stop()
+	c.announce(primitive.EventTypeStatusChange, &message.StatusChangeEvent{ChangeType: primitive.StatusChangeTypeDown, Address: c.members()[i].inet()})
 }
 
 // StartNode starts a node that was stopped, at the same address.
 func (c *Cluster) StartNode(i int) error {
-	n := c.nodes[i]
+	n := c.members()[i]
 	ln, err := net.Listen("tcp", n.addr.String())
 	if err != nil {
 		return err
@@ -361,7 +399,7 @@ func (c *Cluster) LogRows(table string) (rows []map[string]string, err error) {
 }
 
 func (c *Cluster) exec(cql string, at *int64) (reply message.Message, err error) {
-	k := &conn{c: c, node: c.nodes[0], admin: true}
+	k := &conn{c: c, node: c.members()[0], admin: true}
 	reply = k.query(&message.Query{Query: cql, Options: &message.QueryOptions{DefaultTimestamp: at}}, true)
 	if e, ok := reply.(message.Error); ok {
 		return nil, errors.New(e.GetErrorMessage())

@@ -420,7 +420,7 @@ func (c *Cluster) reach(k *conn, ks string, cl primitive.ConsistencyLevel, write
 	}
 	replicas, alive := map[string]int{}, map[string]int{}
 	repl := c.keyspaces[ks].repl
-	for _, n := range c.nodes {
+	for _, n := range c.members() {
 		rf := 0
 		s := repl[n.dc]
 		if s == "" {

@@ -181,6 +181,30 @@ func TestDoubleSpeaksTLS(t *testing.T) {
 	same(t, "rows", len(texts(t, s, `SELECT key FROM system.local`)), 1)
 }
 
+func TestDoubleGrows(t *testing.T) {
+	t.Parallel()
+	c := scyllatest.Start(t)
+	s := connect(t, c)
+	host, err := c.AddNode("datacenter1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for try := 0; len(s.GetHosts()) < 2; try++ { // gocql waits a second before it looks
+		if time.Sleep(10 * time.Millisecond); try == 1000 {
+			t.Fatal("the driver did not learn of the node")
+		}
+	}
+	same(t, "hosts", len(c.Hosts()), 2)
+	direct := gocql.NewCluster(host)
+	direct.Logger = quiet{}
+	d, err := direct.CreateSession()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	same(t, "peers", len(texts(t, d, `SELECT peer FROM system.peers`)), 1)
+}
+
 // Sessions that are open learn of changes of the schema and of nodes by events.
 func TestDoubleTellsOfEvents(t *testing.T) {
 	t.Parallel()

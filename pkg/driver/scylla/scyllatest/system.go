@@ -196,9 +196,9 @@ func (c *Cluster) describeNodes() {
 		t.truncate()
 		return &t
 	}
-	for _, n := range c.nodes {
+	for _, n := range c.members() {
 		n.local, n.peers = make1("system.local"), make1("system.peers")
-		for _, m := range c.nodes {
+		for _, m := range c.members() {
 			ip := m.addr.Addr().AsSlice()
 			row := map[string][]byte{"data_center": []byte(m.dc), "rack": []byte("rack1"), "host_id": m.hostID, "schema_version": version[:],
 				"release_version": []byte("3.0.8"), "rpc_address": ip, "tokens": textSet(m.tokenTexts()...)}
@@ -223,7 +223,7 @@ func (c *Cluster) estimate(n *node) {
 	sizes := c.sys("system.size_estimates")
 	sizes.truncate()
 	var ring []int64
-	for _, m := range c.nodes {
+	for _, m := range c.members() {
 		ring = append(ring, m.tokens...)
 	}
 	slices.Sort(ring)

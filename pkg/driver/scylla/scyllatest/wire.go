@@ -214,7 +214,7 @@ func (m *casUnknown) body() []byte {
 
 // announce sends an event to all connections that registered for its kind.
 func (c *Cluster) announce(kind primitive.EventType, m message.Message) {
-	for _, n := range c.nodes {
+	for _, n := range c.members() {
 		n.mu.Lock()
 		var conns []*conn
 		for k := range n.conns {
