@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -132,7 +133,7 @@ const workAhead = 64
 // prepare makes the readers.
 func (s *changeStream) prepare(ctx context.Context) error {
 	p := newPace(s.cfg.ChangeSetup)
-	shared := &gate{generations: generations{backend: s.backend}, open: map[int64][][]string{}}
+	shared := newGate(generations{backend: s.backend})
 	groups := 0
 	for i, name := range s.cfg.Tables {
 		if err := checkHashes(s.cfg.Tables[:i+1]); err != nil {
@@ -144,14 +145,10 @@ func (s *changeStream) prepare(ctx context.Context) error {
 		}
 		g := shared
 		if tablets {
-			g = &gate{generations: generations{s.backend, true, name}, open: map[int64][][]string{}}
+			g = newGate(generations{s.backend, true, name})
 		}
-		if tablets || i == 0 || len(s.gates) == 0 || s.gates[0] != shared {
-			if tablets {
-				s.gates = append(s.gates, g)
-			} else {
-				s.gates = append([]*gate{shared}, s.gates...)
-			}
+		if !slices.Contains(s.gates, g) {
+			s.gates = append(s.gates, g)
 		}
 		n, err := s.countGroups(ctx, g)
 		if err != nil {
@@ -529,15 +526,18 @@ func (s *changeStream) still(r *logReader, most time.Duration) error {
 	return nil
 }
 
+// stalled is an error for people: it goes on by itself once its cause is gone.
 func stalled(what, waits string, refusal error) error {
 	if waits != "" {
 		what += "; " + waits
 	}
 	if refusal == nil {
-		return errors.New("scylla: " + what)
+		refusal = errStill
 	}
-	return fmt.Errorf("scylla: %s: %w", what, refusal)
+	return athena.Wrap(athena.CodeBackendUnavailable, refusal, "%s", what)
 }
+
+var errStill = errors.New("scylla: the log is not read")
 
 // waits says what generation is waited for.
 func (s *changeStream) waits() string {

@@ -149,6 +149,8 @@ type gate struct {
 	closed string               // what it waits for
 }
 
+func newGate(g generations) *gate { return &gate{generations: g, open: map[int64][][]string{}} }
+
 const (
 	firstWait = 100 * time.Millisecond
 	mostWait  = 5 * time.Second

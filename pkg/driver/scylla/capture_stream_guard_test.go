@@ -367,3 +367,70 @@ func TestDoubleThatWasNotReadForLongIsCaughtUpWithInMoments(t *testing.T) {
 	f.finish(p, start, 0)
 	f.checkBatches(p, f.batches())
 }
+
+func TestDoubleWithoutTheRestOfABatchIsLost(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, "t")
+	start := f.start()
+	f.batch("t", time.Now(), 3, 1)
+	p := &tape{t: t, crash: 3} // behind the columns and a change
+	if err := p.run(f.backend, p.config(f.setup, start), 20*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(p.rows()); n != 1 {
+		t.Fatalf("%d changes are stored", n)
+	}
+	p.crash = 0
+	f.cluster.MustExec(t, `TRUNCATE ks.t_scylla_cdc_log`)
+	lost(t, p.run(f.backend, p.config(f.setup, start), 20*time.Second), "log_expired")
+}
+
+func TestDoubleIsNotOpenedByPlacesThatAreNotOurs(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, "t")
+	start := f.start()
+	p := &tape{t: t}
+	for name, change := range map[string]func(*driver.ChangeConfig){
+		"another's mark":     func(c *driver.ChangeConfig) { c.Confirmed = "0000000000000001" },
+		"another's position": func(c *driver.ChangeConfig) { c.After = "0000000000000001" },
+		"no source":          func(c *driver.ChangeConfig) { c.Source = "" },
+		"changes that nothing tells of": func(c *driver.ChangeConfig) {
+			c.Stored, c.After = nil, "FFFFFFFFFFFFFFFF"+c.After[16:]
+		},
+	} {
+		cfg := p.config(f.setup, start)
+		change(&cfg)
+		if _, err := f.backend.OpenChanges(t.Context(), cfg); err == nil {
+			t.Errorf("%s: it is opened", name)
+		}
+	}
+}
+
+func TestDoubleIsNotCapturedAsItCannotBe(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, "t")
+	f.exec(`CREATE TABLE ks.plain (pk int PRIMARY KEY, v int)`)
+	for field, change := range map[string]func(*driver.ChangeSetup){
+		"tables":       func(s *driver.ChangeSetup) { s.Tables = nil },
+		"take_over":    func(s *driver.ChangeSetup) { s.TakeOver = true },
+		"inserts_only": func(s *driver.ChangeSetup) { s.InsertsOnly = true },
+		"local_only":   func(s *driver.ChangeSetup) { s.LocalOnly = true },
+		"confidence":   func(s *driver.ChangeSetup) { s.Confidence = -1 },
+		"sweep":        func(s *driver.ChangeSetup) { s.Sweep = s.Confidence },
+	} {
+		s := f.setup
+		change(&s)
+		if err := f.backend.PrepareChanges(t.Context(), s); athena.CodeOf(err) != athena.CodeInvalidRequest || !strings.Contains(err.Error(), field) {
+			t.Errorf("%s: it fails with %v", field, err)
+		}
+	}
+	s := f.setup
+	s.Tables = []driver.TableName{{Schema: "ks", Table: "plain"}}
+	err := f.backend.PrepareChanges(t.Context(), s)
+	if athena.CodeOf(err) != athena.CodeInvalidRequest || !strings.Contains(err.Error(), `ALTER TABLE "ks"."plain" WITH cdc = {'enabled': true}`) {
+		t.Errorf("without a log it fails with %v", err)
+	}
+	if err := f.backend.DropChanges(t.Context(), f.setup); err != nil {
+		t.Error(err)
+	}
+}
