@@ -117,7 +117,7 @@ func clusterConfig(conn athena.ScyllaConn) (*gocql.ClusterConfig, error) {
 		hosts = gocql.DCAwareRoundRobinPolicy(conn.Datacenter, gocql.HostPolicyOptionDisableDCFailover)
 		cfg.HostFilter = gocql.DataCenterHostFilter(conn.Datacenter)
 	}
-	cfg.PoolConfig.HostSelectionPolicy = gocql.TokenAwareHostPolicy(hosts)
+	cfg.PoolConfig.HostSelectionPolicy = &promptPolicy{HostSelectionPolicy: gocql.TokenAwareHostPolicy(hosts)}
 	if conn.Username != "" || !conn.Password.IsZero() {
 		cfg.Authenticator = gocql.PasswordAuthenticator{Username: conn.Username, Password: conn.Password.Reveal()}
 	}
@@ -138,6 +138,29 @@ func clusterConfig(conn athena.ScyllaConn) (*gocql.ClusterConfig, error) {
 	cfg.RetryPolicy = retryPolicy{}
 	cfg.Logger = log.New(io.Discard, "", 0) // it would write to the standard error
 	return cfg, nil
+}
+
+// A promptPolicy lets a session begin once one node is connected. Else gocql would
+// wait for the last one, and try one that is silent three times.
+type promptPolicy struct {
+	gocql.HostSelectionPolicy
+	session *gocql.Session
+}
+
+// Init is called before all else.
+func (p *promptPolicy) Init(s *gocql.Session) {
+	p.session = s
+	p.HostSelectionPolicy.Init(s)
+}
+
+// Ready reports whether a node is connected.
+func (p *promptPolicy) Ready() bool {
+	ready := false
+	p.session.IterateHostPools(func(pool gocql.HostPoolInfo) bool {
+		ready = pool.GetConnectionCount() > 0
+		return !ready
+	})
+	return ready
 }
 
 // Ping reports whether the cluster answers now.

@@ -10,6 +10,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"math/big"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -159,6 +160,30 @@ func TestOpenEndsWithItsContextOnTheDouble(t *testing.T) {
 	}
 	if took := time.Since(began); took > 3*time.Second {
 		t.Errorf("it took %v", took)
+	}
+}
+
+// A node that takes connections and says nothing is one of several.
+func TestASilentNodeDoesNotHoldUpAnOpenOnTheDouble(t *testing.T) {
+	t.Parallel()
+	double := scyllatest.Start(t, scyllatest.Nodes(2))
+	double.StopNode(1)
+	silent, err := net.Listen("tcp", double.Hosts()[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second) // what the resolver gives
+	defer cancel()
+	b, err := scylla.Open(ctx, athena.ScyllaConn{Hosts: double.Hosts()[:1]})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close(t.Context())
+	for range 10 {
+		if err := b.Ping(ctx); err != nil {
+			t.Error(err)
+		}
 	}
 }
 
