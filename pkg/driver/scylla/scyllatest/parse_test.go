@@ -54,3 +54,37 @@ func FuzzValue(f *testing.F) {
 		_ = typ.show(b)
 	})
 }
+
+// No statement breaks the double, whatever it does to tables and their logs.
+func FuzzExec(f *testing.F) {
+	c, err := New()
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(c.Close)
+	setup := []string{
+		`CREATE KEYSPACE IF NOT EXISTS ks WITH replication = {'class': 'SimpleStrategy', 'replication_factor': 1}`, `CREATE TYPE IF NOT EXISTS ks.u (a int, b text)`,
+		`CREATE TABLE IF NOT EXISTS ks.t (k int, c int, d text, s int static, v int, l list<int>, st set<text>, m map<text, int>, u u, f frozen<u>, PRIMARY KEY (k, c, d)) WITH CLUSTERING ORDER BY (c DESC) AND cdc = {'enabled': true, 'preimage': true, 'postimage': true}`,
+		`CREATE TABLE IF NOT EXISTS ks.n (k int PRIMARY KEY, n counter)`,
+	}
+	for _, cql := range append([]string{
+		`INSERT INTO ks.t (k, c, d, s, v, l, st, m, u, f) VALUES (1, 1, 'a', 5, 1, [1], {'b'}, {'x': 1}, {a: 1, b: 'b'}, {a: 2}) USING TTL 5`,
+		`UPDATE ks.t SET l = [0] + l, st = st - {'a'}, m['x'] = 7, u.a = null WHERE k = 1 AND c = 1 AND d = 'a' IF v = 1 AND m['x'] = 1`,
+		`DELETE l[0], m['z'], v FROM ks.t USING TIMESTAMP 5 WHERE k IN (1, 2) AND c = 1 AND d = 'a'`, `DELETE FROM ks.t WHERE k = 1 AND (c, d) > (1, 'a') AND c < 5`, `UPDATE ks.n SET n = n + 1 WHERE k = 1`,
+		`SELECT DISTINCT k, s FROM ks.t WHERE token(k) > token(1) PER PARTITION LIMIT 1 LIMIT 2`, `SELECT max(v), count(*) FROM ks.t WHERE k = 1 AND c IN (1, 2) ORDER BY c ASC ALLOW FILTERING`,
+		`SELECT u.a, m['x'], cast(v AS text), writetime(v), ttl(s), token(k), mintimeuuid('2026-01-01') FROM ks.t WHERE st CONTAINS 'b' ALLOW FILTERING`,
+		`ALTER TABLE ks.t ADD x vector<float, 3>`, `ALTER TYPE ks.u ADD c int`, `BEGIN BATCH INSERT INTO ks.t (k, c, d) VALUES (1, 1, 'a') IF NOT EXISTS; APPLY BATCH`, `SELECT * FROM ks.t_scylla_cdc_log`,
+		`CREATE MATERIALIZED VIEW ks.mv AS SELECT k, c, d, v FROM ks.t WHERE v IS NOT NULL PRIMARY KEY (v, k, c, d)`, `CREATE INDEX ON ks.t (v)`, `ALTER TABLE ks.t RENAME c TO e`, `TRUNCATE ks.t`, `DROP TABLE ks.n`, `SELECT * FROM system.local`,
+	}, setup...) {
+		f.Add(cql)
+	}
+	f.Fuzz(func(t *testing.T, cql string) {
+		for _, s := range setup {
+			_ = c.Exec(s) // what an earlier statement dropped
+		}
+		_ = c.Exec(cql)
+		if err := c.Exec(`SELECT release_version FROM system.local`); err != nil {
+			t.Error(err)
+		}
+	})
+}
