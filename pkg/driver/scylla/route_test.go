@@ -1,6 +1,7 @@
 package scylla_test
 
 import (
+	"maps"
 	"strconv"
 	"strings"
 	"sync"
@@ -25,18 +26,20 @@ func TestStatementsGoToTheNodeOfTheirPartitionOnTheDouble(t *testing.T) {
 	}, scyllatest.ServerError("never"), -1)
 	seen := map[string]bool{}
 	for id := range 20 {
+		mu.Lock()
 		clear(nodes)
+		mu.Unlock()
 		for range 6 {
 			if _, err := all(t, b, `SELECT name FROM items WHERE id = ?`, strconv.Itoa(id)); err != nil {
 				t.Fatal(err)
 			}
 		}
+		mu.Lock()
 		if len(nodes) != 1 {
 			t.Errorf("the partition %d was read at %d nodes", id, len(nodes))
 		}
-		for node := range nodes {
-			seen[node] = true
-		}
+		maps.Copy(seen, nodes)
+		mu.Unlock()
 	}
 	if len(seen) != 3 {
 		t.Errorf("20 partitions are at %d nodes, want 3", len(seen))
