@@ -301,9 +301,11 @@ func TestDoubleIsIdleAndItsMarksGoOn(t *testing.T) {
 	start := f.start()
 	p := &tape{t: t}
 	f.batch("t", time.Now(), 2, 1)
-	if err := p.run(f.backend, p.config(f.setup, start), 4*time.Second); err != nil {
+	p.until = p.upTo(time.Now().Add(time.Second))
+	if err := p.run(f.backend, p.config(f.setup, start), 30*time.Second); err != nil {
 		t.Fatal(err)
 	}
+	p.until = nil
 	if !(p.recorded > start.Confirmed) {
 		t.Errorf("the mark on record is %q, begun with %q", p.recorded, start.Confirmed)
 	}

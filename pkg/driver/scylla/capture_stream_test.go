@@ -39,6 +39,7 @@ type tape struct {
 	want     int // so many changes of rows end the reading
 	pause    func(ctx context.Context) error
 	enough   func() bool
+	until    func() bool // ends the reading, whatever comes
 }
 
 func (p *tape) Change(_ context.Context, c *cdc.Change) error {
@@ -148,6 +149,14 @@ func (p *tape) run(b *scylla.Backend, cfg driver.ChangeConfig, d time.Duration) 
 	}
 	defer func() { _ = stream.Close(context.Background()) }()
 	p.stream = stream
+	if until := p.until; until != nil {
+		go func() {
+			for ctx.Err() == nil && !until() {
+				time.Sleep(20 * time.Millisecond)
+			}
+			cancel()
+		}()
+	}
 	err = stream.Run(ctx, p)
 	if errors.Is(err, errStop) {
 		return nil
@@ -156,6 +165,11 @@ func (p *tape) run(b *scylla.Backend, cfg driver.ChangeConfig, d time.Duration) 
 		return fmt.Errorf("after %s it has %d changes of %d; lag: %+v", d, len(p.rows()), p.want, stream.Lag().Streams)
 	}
 	return err
+}
+
+// upTo ends the reading once all of a time has been handed over.
+func (p *tape) upTo(at time.Time) func() bool {
+	return func() bool { return p.stream.Lag().Streams.Complete.After(at) }
 }
 
 // rows are the changes of rows, without schema changes.

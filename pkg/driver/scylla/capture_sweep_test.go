@@ -39,9 +39,11 @@ func TestDoubleSweepFindsWhatWasWrittenLate(t *testing.T) {
 	p := &tape{t: t}
 	// The reader is beyond before the late ones appear: one of a row that was written
 	// over since, one of a row that is gone.
-	if err := p.run(f.backend, p.config(f.setup, start), 2*time.Second); err != nil {
+	p.until = p.upTo(early.Add(10 * time.Millisecond))
+	if err := p.run(f.backend, p.config(f.setup, start), 30*time.Second); err != nil {
 		t.Fatal(err)
 	}
+	p.until = nil
 	if n := len(p.rows()); n != 2 {
 		t.Fatalf("the stream has %d changes", n)
 	}
@@ -63,7 +65,9 @@ func TestDoubleSweepFindsWhatWasWrittenLate(t *testing.T) {
 	}
 	// And nothing comes again.
 	p.crash, p.want = 0, 0
-	if err := p.run(f.backend, p.config(f.setup, start), 6*time.Second); err != nil {
+	swept := time.Now()
+	p.until = func() bool { return p.stream.Lag().Streams.Swept.After(swept) }
+	if err := p.run(f.backend, p.config(f.setup, start), 30*time.Second); err != nil {
 		t.Fatal(err)
 	}
 	var found []string
@@ -119,7 +123,9 @@ func TestDoubleSweepHandsNothingOverTwice(t *testing.T) {
 		}
 		f.finish(p, start, 23)
 	}
-	if err := p.run(f.backend, p.config(f.setup, start), 5*time.Second); err != nil {
+	swept := time.Now()
+	p.until = func() bool { return p.stream.Lag().Streams.Swept.After(swept) }
+	if err := p.run(f.backend, p.config(f.setup, start), 30*time.Second); err != nil {
 		t.Fatal(err)
 	}
 	f.checkBatches(p, f.batches())
@@ -140,9 +146,11 @@ func TestDoubleSweepLeavesATableAloneThatCameToTheCapture(t *testing.T) {
 	f.batch("t", time.Now(), 1, 1)
 	f.batch("u", time.Now(), 1, 2) // before it is captured
 	p := &tape{t: t}
-	if err := p.run(f.backend, p.config(f.setup, start), 2500*time.Millisecond); err != nil {
+	p.until = p.upTo(time.Now())
+	if err := p.run(f.backend, p.config(f.setup, start), 30*time.Second); err != nil {
 		t.Fatal(err)
 	}
+	p.until = nil
 	f.setup.Tables = both
 	before := f.batches()
 	cfg := p.config(f.setup, start)
@@ -155,7 +163,9 @@ func TestDoubleSweepLeavesATableAloneThatCameToTheCapture(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.batch("u", time.Now(), 1, 3)
-	if err := p.run(f.backend, p.config(f.setup, start), 5*time.Second); err != nil {
+	swept := time.Now()
+	p.until = func() bool { return p.stream.Lag().Streams.Swept.After(swept) }
+	if err := p.run(f.backend, p.config(f.setup, start), 30*time.Second); err != nil {
 		t.Fatal(err)
 	}
 	f.checkBatches(p, slices.DeleteFunc(f.batches(), func(b string) bool {
