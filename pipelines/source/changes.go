@@ -174,7 +174,7 @@ func (c *Changes) add(ctx context.Context, out *Chunk, at map[*record.Schema]*re
 // rows appends the rows that a change comes to.
 func (c *Changes) rows(ctx context.Context, t *changedTable, b *record.Batch) error {
 	l := &c.line
-	mark := record.Change{Op: l.Op, Pos: l.Pos, WriteTime: l.WriteTime, TTL: l.TTL, Late: l.Late}
+	mark := record.Change{Op: l.Op, Pos: l.Pos, WriteTime: l.WriteTime, TTL: l.TTL}
 	if l.Tx != nil {
 		mark.At = l.Tx.At.UnixMicro()
 	}

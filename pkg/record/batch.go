@@ -36,9 +36,8 @@ type Change struct {
 	// Where says what a DeletePartition or DeleteRange deletes: the rows for which
 	// all of it holds. One change may come as several such deletes.
 	Where []Condition
-	// WriteTime, TTL and Late are those of cdc.Change.
+	// WriteTime and TTL are those of cdc.Change.
 	WriteTime, TTL int64
-	Late           bool
 	// Parts names the columns of which the change says what it did to a part, and
 	// not what the value is now. They are absent, and have changed all the same.
 	Parts []string

@@ -102,6 +102,7 @@ func TestATableOfTheDoubleGoesToTheLake(t *testing.T) {
 			c.MustExec(t, fmt.Sprintf("INSERT INTO ks.events (p, c, body, tags) VALUES (%d, %08x-0000-11ee-8000-000000000000, 'event %d', {'a', 'b%d'})", p, n, p*20+n, n))
 		}
 	}
+	d.config.PartBytes = 2 << 10
 	d.work("one")
 	d.work("two")
 	c.Fail(func(r scyllatest.Request) bool { return r.Op == "EXECUTE" && strings.Contains(r.CQL, "token(") }, scyllatest.ReadTimeout(), 3)
@@ -237,4 +238,60 @@ sink: {client: wide, table: `+keyspace+`.items, create: true}
 	settled()
 	exec(t, d.shop, `TRUNCATE items; INSERT INTO items VALUES (1, 'after', 'x')`)
 	settled()
+}
+
+// From one table of the double to another all writes keep their own times: what was
+// written over, deleted or set to end is so in the copy.
+func TestChangesOfTheDoubleKeepTheirTimes(t *testing.T) {
+	t.Parallel()
+	d := deploy(t)
+	c := d.wide()
+	const columns = "(p int, c int, v text, w int, shared text static, PRIMARY KEY (p, c))"
+	c.MustExec(t, "CREATE TABLE ks.wide_source "+columns+" WITH cdc = {'enabled': true}", "CREATE TABLE ks.wide_copy "+columns)
+	for i := range 20 {
+		c.MustExec(t, fmt.Sprintf("INSERT INTO ks.wide_source (p, c, v, w) VALUES (%d, %d, 'before', %d)", i%4, i, i))
+	}
+	d.follow(changefeed.Capture{
+		Client: "wide", Tables: []driver.TableName{{Schema: "ks", Table: "wide_source"}}, Confidence: athena.Duration(200 * time.Millisecond),
+	})
+	// These are read by the pipeline when it begins, and later than they were made.
+	c.MustExec(t, "UPDATE ks.wide_source SET v = 'soon' WHERE p = 1 AND c = 1", "DELETE FROM ks.wide_source WHERE p = 2", "INSERT INTO ks.wide_source (p, c, v) VALUES (2, 2, 'again')")
+	stop := d.work("one")
+	r := d.submit(runs.Stream, `
+name: wide
+source: {client: wide, cdc: {tables: [ks.wide_source]}}
+sink: {client: wide, table: ks.wide_copy}
+`)
+	settled := func() {
+		t.Helper()
+		await(t, "the copy", func() string {
+			const all = "SELECT p, c, v, w, shared FROM ks."
+			want, got := cells(t, c, all+"wide_source"), cells(t, c, all+"wide_copy")
+			if slices.Equal(got, want) {
+				return ""
+			}
+			return strings.Join(got, " ") + "; want " + strings.Join(want, " ")
+		})
+	}
+	settled()
+	c.MustExec(t,
+		"UPDATE ks.wide_source SET v = 'changed', w = null WHERE p = 0 AND c = 0", "UPDATE ks.wide_source SET shared = 's' WHERE p = 0", "UPDATE ks.wide_source SET v = 'made' WHERE p = 9 AND c = 9",
+		"DELETE FROM ks.wide_source WHERE p = 3 AND c > 7 AND c < 19", "DELETE FROM ks.wide_source WHERE p = 1 AND c = 5", "INSERT INTO ks.wide_source (p, c, v) VALUES (5, 5, 'ends') USING TTL 3000")
+	settled()
+	stop()
+	d.work("two")
+	c.MustExec(t, "DELETE FROM ks.wide_source WHERE p = 0", "INSERT INTO ks.wide_source (p, c, v, w) VALUES (0, 0, 'last', 1)")
+	settled()
+	for _, row := range []string{"p = 9 AND c = 9", "p = 0 AND c = 0", "p = 5 AND c = 5"} {
+		want, got := cells(t, c, "SELECT writetime(v) FROM ks.wide_source WHERE "+row), cells(t, c, "SELECT writetime(v) FROM ks.wide_copy WHERE "+row)
+		if !slices.Equal(got, want) {
+			t.Errorf("%s was written at %v, and its copy at %v", row, want, got)
+		}
+	}
+	if left := cells(t, c, "SELECT ttl(v) FROM ks.wide_copy WHERE p = 5 AND c = 5"); len(left) != 1 || len(left[0]) != 4 || left[0] > "3000" {
+		t.Errorf("a value that ends is left %v seconds", left)
+	}
+	if dead, err := d.store.ListRejected(t.Context(), r.PipelineID, 1, 10); err != nil || len(dead) != 0 {
+		t.Errorf("dead are %+v, %v", dead, err)
+	}
 }

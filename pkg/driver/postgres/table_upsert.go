@@ -76,9 +76,6 @@ func (w *rowWriter) bound(row int, c *record.Change) bool {
 		w.reject(row, column, fmt.Sprintf(format, args...))
 		return false
 	}
-	if c.Late {
-		return refuse("", "a delete of many rows came late, and rows that were written after it may be among them; have the table read anew (athena cdc snapshot start)")
-	}
 	known := slices.ContainsFunc(w.vectors, func(v *record.Vector) bool { return !v.Absent(row) })
 	if !known && len(c.Where) == 0 {
 		return refuse("", "a delete of many rows names none of the columns that are written, so that it would delete them all")

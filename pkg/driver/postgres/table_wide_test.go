@@ -110,7 +110,6 @@ func TestDeletesOfManyRowsThatWouldDeleteOthersAreRejected(t *testing.T) {
 		row    []string
 		want   string
 	}{
-		"a late one":              {"wide", record.Change{Op: cdc.DeletePartition, WriteTime: 1, Late: true}, []string{"1"}, "came late"},
 		"one that names nothing":  {"wide", record.Change{Op: cdc.DeletePartition, WriteTime: 1}, nil, "would delete them all"},
 		"one by another order":    {"moods", record.Change{Op: cdc.DeleteRange, WriteTime: 1, Where: less}, []string{"1"}, "which as mood has another one"},
 		"one by no such column":   {"wide", record.Change{Op: cdc.DeleteRange, WriteTime: 1, Where: []record.Condition{{Column: "x", Op: "<", Value: json.RawMessage("1")}}}, []string{"1"}, `no column "x"`},

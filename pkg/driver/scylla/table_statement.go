@@ -108,14 +108,17 @@ func (w *writing) put(i int, at, ttl int64, patch bool) {
 	if !ok {
 		return
 	}
-	if !whole && !w.shared(i, list) {
-		return
+	if !whole {
+		if !w.shared(i, list) {
+			return
+		}
+		patch = true
 	}
 	if _, own := w.rowTime(i); !own && (!w.changes || w.rows.logs) {
 		at = w.batchTime(list)
 	}
 	x := write{row: i, size: 64}
-	if w.changes && !w.rows.logs && !w.b.Changes[i].Blind() {
+	if whole && w.changes && !w.rows.logs && !w.b.Changes[i].Blind() {
 		if n := w.lacks(i); n >= 0 {
 			x.exists, x.key = w.look(list, nil)
 			x.lacks = w.rows.columns[n].name
@@ -123,10 +126,13 @@ func (w *writing) put(i int, at, ttl int64, patch bool) {
 		}
 	}
 	if patch {
-		x.text, x.args = w.update(list, at, ttl)
+		x.text, x.args = w.update(list, at, ttl, !whole)
+	}
+	if x.text == "" && whole {
+		x.text, x.args = w.insert(list, at, ttl)
 	}
 	if x.text == "" {
-		x.text, x.args = w.insert(list, at, ttl)
+		return // a partition without a row and without a value is nothing
 	}
 	for _, c := range list {
 		if c != nil {
@@ -230,14 +236,15 @@ func known1(c *cell) any {
 	return c
 }
 
-// update sets the values that are known; empty if the table has nothing but its key.
-func (w *writing) update(list []*cell, at, ttl int64) (string, []any) {
+// update sets the values that are known, of a row or of what its partition shares;
+// empty if there are none.
+func (w *writing) update(list []*cell, at, ttl int64, shared bool) (string, []any) {
 	clause, args := using(at, ttl)
 	var set []byte
 	static, regular := false, false
 	for n, c := range list {
 		to := w.rows.columns[n]
-		if to.key() || c == nil && (w.rows.tuples || to.kind == kindStatic) {
+		if to.key() || shared && to.kind != kindStatic || c == nil && (w.rows.tuples || to.kind == kindStatic) {
 			continue
 		}
 		static, regular = static || to.kind == kindStatic, regular || to.kind == kindRegular
@@ -438,7 +445,7 @@ func (w *writing) move(ctx context.Context, from, to int, at int64) error {
 	}
 	w.add(partition, w.deletion(from, old, at, nil, nil))
 	x := write{row: to, size: 64}
-	if x.text, x.args = w.update(list, after, w.ttl(to, 0, 0)); found || x.text == "" {
+	if x.text, x.args = w.update(list, after, w.ttl(to, 0, 0), false); found || x.text == "" {
 		x.text, x.args = w.insert(list, after, w.ttl(to, 0, 0))
 	}
 	w.add(target, x)

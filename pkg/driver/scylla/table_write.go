@@ -419,7 +419,7 @@ func (w *writing) change(ctx context.Context, i int) (int, error) {
 	case c.Op == cdc.Delete:
 		w.erase(i, at)
 	default:
-		w.put(i, at, w.ttl(i, c.TTL, c.WriteTime), c.Op != cdc.Insert && c.Blind())
+		w.put(i, at, w.ttl(i, c.TTL, c.WriteTime), c.Op == cdc.Update && c.Blind())
 	}
 	return i, nil
 }
