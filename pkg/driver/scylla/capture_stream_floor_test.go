@@ -1,12 +1,15 @@
 package scylla
 
 import (
+	"context"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/gocql/gocql"
+	scyllacdc "github.com/scylladb/scylla-cdc-go"
 	"pgregory.net/rapid"
 
 	"github.com/athena-pipelines/athena/pkg/driver"
@@ -170,5 +173,23 @@ func TestPaceFollowsFromTheNumberOfGroups(t *testing.T) {
 	}
 	if p := newPace(driver.ChangeSetup{Sweep: -1}); p.sweep != 0 {
 		t.Errorf("without a sweep it is %+v", p)
+	}
+}
+
+func TestPanicInACallbackIsAnError(t *testing.T) {
+	t.Parallel()
+	s := &changeStream{failed: make(chan error, 1)}
+	r := &logReader{stream: s, ctx: t.Context(), take: func(context.Context, *logReader, batchID, *scyllacdc.Change) error { panic("on purpose") }}
+	c := consumer{r}
+	for range 2 { // and what comes behind is dropped
+		if err := c.Consume(t.Context(), scyllacdc.Change{StreamID: make([]byte, streamBytes)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := <-s.failed; !strings.Contains(err.Error(), "on purpose") {
+		t.Errorf("it fails with %v", err)
+	}
+	if !s.over.Load() {
+		t.Error("the stream goes on")
 	}
 }

@@ -436,3 +436,31 @@ func TestDoubleIsNotCapturedAsItCannotBe(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestDoubleThatIsAwayForAWhileIsReadOn(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, "t")
+	start := f.start()
+	f.batch("t", time.Now(), 2, 1)
+	p := &tape{t: t, want: 3}
+	away := false
+	p.enough = func() bool {
+		if !away {
+			away = true
+			f.cluster.StopNode(0)
+			time.AfterFunc(time.Second, func() {
+				if err := f.cluster.StartNode(0); err != nil {
+					t.Error(err)
+				}
+				_ = f.cluster.Exec(`UPDATE ks.t SET v = 2 WHERE pk = 2 AND ck = 2`)
+			})
+		}
+		return false
+	}
+	if err := p.run(f.backend, p.config(f.setup, start), 40*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	if got := p.rows(); string(got[2].Key) != `{"pk":2,"ck":2}` {
+		t.Errorf("the stream goes on with %+v", got[2])
+	}
+}
