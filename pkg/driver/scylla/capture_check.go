@@ -258,7 +258,7 @@ func describe(name driver.TableName, meta *tableMeta) driver.ChangeTable {
 
 // checkLog looks at the log of a table that can have one.
 func (b *Backend) checkLog(ctx context.Context, f *findings, meta *tableMeta) error {
-	o, err := readOptions(meta.cdc)
+	o, err := meta.logOptions()
 	if err != nil {
 		return err
 	}

@@ -119,7 +119,7 @@ func (b *Backend) captureTable(ctx context.Context, name driver.TableName) (*cap
 
 func newCaptureTable(name driver.TableName, meta *tableMeta) (m *captureTable, err error) {
 	m = &captureTable{name: name}
-	if m.options, err = readOptions(meta.cdc); err != nil {
+	if m.options, err = meta.logOptions(); err != nil {
 		return nil, err
 	}
 	for _, c := range meta.columns {

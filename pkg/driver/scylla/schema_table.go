@@ -32,8 +32,10 @@ type tableMeta struct {
 	// counters.
 	view, counter bool
 	// cdc are the options of the change log, if the table has ever had one:
-	// enabled, delta, preimage, postimage, ttl.
-	cdc map[string]string
+	// enabled, delta, preimage, postimage, ttl. If they are there and cannot be read
+	// cdcErr says so: that matters only to those who capture.
+	cdc    map[string]string
+	cdcErr error
 	// ttl is the table's default_time_to_live in seconds.
 	ttl     int
 	comment string
@@ -142,9 +144,8 @@ func (b *Backend) readTable(ctx context.Context, m *tableMeta) (found bool, err 
 		[]any{m.keyspace, m.name}, []any{&m.id, &m.comment, &m.ttl, &extensions, &flags}, func() error {
 			found = true
 			if raw, ok := extensions["cdc"]; ok {
-				var ok bool
 				if m.cdc, ok = decodeOptions(raw); !ok {
-					return fmt.Errorf("scylla: the extension cdc of the table %s.%s has a form that is not known", m.keyspace, m.name)
+					m.cdcErr = fmt.Errorf("scylla: the extension cdc of the table %s.%s has a form that is not known", m.keyspace, m.name)
 				}
 			}
 			m.counter = slices.Contains(flags, "counter")
@@ -160,6 +161,14 @@ func (b *Backend) readView(ctx context.Context, m *tableMeta) (found bool, err e
 			return nil
 		})
 	return found, err
+}
+
+// logOptions reads the options of the change log.
+func (m *tableMeta) logOptions() (cdcOptions, error) {
+	if m.cdcErr != nil {
+		return cdcOptions{}, m.cdcErr
+	}
+	return readOptions(m.cdc)
 }
 
 // decodeOptions reads a map as ScyllaDB writes it into an extension: numbers have
