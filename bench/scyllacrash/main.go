@@ -128,14 +128,7 @@ func (s *suite) run(ctx context.Context) error {
 		writers.Go(func() { s.load(load, n) })
 	}
 	writers.Go(func() { s.upheave(load) })
-	for i, w := range s.rig.Workers {
-		// The capture begins under fire: where it begins and its first rows count too.
-		first := fmt.Sprintf("%s:%d", []string{crashpoint.CDCStarted, crashpoint.CDCSnapshotChunk}[i], 1+2*i)
-		if err := w.Start(first); err != nil {
-			return err
-		}
-	}
-	if err := s.enable(ctx); err != nil {
+	if err := s.begin(ctx); err != nil {
 		return err
 	}
 	for i, w := range s.rig.Workers {
@@ -156,6 +149,32 @@ func (s *suite) run(ctx context.Context) error {
 	}
 	fmt.Printf("scyllacrash: seed %d: %d kills (%s) while %d batches were written\n", s.seed, s.kills.Load(), strings.Join(by, ", "), s.writes.Load())
 	return s.verdict(ctx)
+}
+
+// begin enables the capture, and has workers die when its place is known and not
+// stored, and when a part of the first rows is stored.
+func (s *suite) begin(ctx context.Context) error {
+	for _, w := range s.rig.Workers {
+		w.Kill()
+	}
+	for i, point := range []string{crashpoint.CDCStarted + ":1", crashpoint.CDCSnapshotChunk + ":3"} {
+		w := s.rig.Workers[i]
+		if err := w.Start(point); err != nil {
+			return err
+		}
+		if i == 0 {
+			if err := s.enable(ctx); err != nil {
+				return err
+			}
+		}
+		if err := rig.Until(ctx, time.Minute, w.Killed); err != nil {
+			return fmt.Errorf("no worker came to %s: %w\n%s", point, err, s.rig.Logs())
+		}
+		name, _, _ := strings.Cut(point, ":")
+		s.by[name]++
+		s.kills.Add(1)
+	}
+	return nil
 }
 
 // enable defines the client and its capture, while workers die.
@@ -285,22 +304,15 @@ func (s *suite) kill(ctx context.Context, w *rig.Process, rnd *rand.Rand) {
 	points := slices.DeleteFunc(crashpoint.CDCPoints(), func(p string) bool {
 		return p == crashpoint.CDCSpilled || p == crashpoint.CDCStarted || p == crashpoint.CDCSnapshotChunk
 	})
-	armed := "" // as it was started
-	for first := true; ctx.Err() == nil && s.kills.Load() < s.most; first = false {
+	for ctx.Err() == nil && s.kills.Load() < s.most {
 		point, wait := points[rnd.IntN(len(points))], 30*time.Second
+		armed := fmt.Sprintf("%s:%d", point, 1+rnd.IntN(60))
 		if rnd.IntN(4) == 0 {
-			point, wait = outside, time.Duration(3000+rnd.IntN(9000))*time.Millisecond
+			point, armed, wait = outside, "", time.Duration(3000+rnd.IntN(9000))*time.Millisecond
 		}
-		if !first {
-			if armed = ""; point != outside {
-				armed = fmt.Sprintf("%s:%d", point, 1+rnd.IntN(60))
-			}
-			if err := w.Start(armed); err != nil {
-				s.fail(err)
-				return
-			}
-		} else {
-			point, wait = "", 15*time.Second
+		if err := w.Start(armed); err != nil {
+			s.fail(err)
+			return
 		}
 		select {
 		case <-w.Done():
@@ -313,12 +325,6 @@ func (s *suite) kill(ctx context.Context, w *rig.Process, rnd *rand.Rand) {
 		if !w.Killed() {
 			s.fail(fmt.Errorf("%s has ended by itself", w.Name))
 			return
-		}
-		if point == "" {
-			point = crashpoint.CDCStarted
-			if w == s.rig.Workers[1] {
-				point = crashpoint.CDCSnapshotChunk
-			}
 		}
 		s.mu.Lock()
 		s.by[point]++
