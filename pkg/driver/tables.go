@@ -24,7 +24,8 @@ type TableReader interface {
 	// that is read with a limit, is one part. Parts are good as long as the key's
 	// type stays, for other processes too.
 	SplitTable(ctx context.Context, r TableRead, bytes int64) ([]TablePart, error)
-	// ReadTable reads one part. Each part is read as of one moment of its own.
+	// ReadTable reads one part. Each part is read as of one moment of its own; where
+	// the engine has no such moments, each row as it is when it is read.
 	// Batches are good during the call of fn only; an error of fn ends the reading
 	// and is returned.
 	ReadTable(ctx context.Context, r TableRead, p TablePart, size BatchSize, fn func(*record.Batch) error) error
