@@ -367,6 +367,7 @@ type enabling struct {
 	LocalOnly   bool                    `json:"local_only"`
 	Confidence  athena.Duration         `json:"confidence"`
 	Sweep       athena.Duration         `json:"sweep"`
+	NoSweep     bool                    `json:"no_sweep"`
 	Snapshot    changefeed.SnapshotMode `json:"snapshot"`
 	OnError     changefeed.ErrorPolicy  `json:"on_error"`
 	OnLoss      changefeed.LossPolicy   `json:"on_loss"`
@@ -402,7 +403,7 @@ func decodeCapture(c *gin.Context) (changefeed.Capture, error) {
 	want := changefeed.Capture{
 		Client: c.Param("client"), Tables: b.Tables, Slot: b.Slot, Publication: b.Publication,
 		TakeOver: b.TakeOver, InsertsOnly: b.InsertsOnly, LocalOnly: b.LocalOnly,
-		Confidence: b.Confidence, Sweep: b.Sweep, Snapshot: b.Snapshot, OnError: b.OnError, OnLoss: b.OnLoss,
+		Confidence: b.Confidence, Sweep: b.Sweep, NoSweep: b.NoSweep, Snapshot: b.Snapshot, OnError: b.OnError, OnLoss: b.OnLoss,
 		MaxAge: b.MaxAge, MaxBytes: b.MaxBytes, Pack: b.Pack, Purge: b.Purge,
 	}.WithDefaults()
 	refuse := func(field, format string, args ...any) (changefeed.Capture, error) {
@@ -421,8 +422,10 @@ func decodeCapture(c *gin.Context) (changefeed.Capture, error) {
 		return refuse("snapshot", "snapshot is %.40q; it must be initial or none", want.Snapshot)
 	case want.Confidence != 0 && (want.Confidence < leastConfidence || want.Confidence > mostConfidence):
 		return refuse("confidence", "confidence is %s; it must be between %s and %s, or 0 for the engine's default", want.Confidence, leastConfidence, mostConfidence)
-	case want.Sweep > 0 && (want.Sweep < leastConfidence || want.Sweep > mostSweep):
-		return refuse("sweep", "sweep is %s; it must be between %s and %s, 0 for the engine's default, or negative for none", want.Sweep, leastConfidence, mostSweep)
+	case want.Sweep != 0 && (want.Sweep < leastConfidence || want.Sweep > mostSweep):
+		return refuse("sweep", "sweep is %s; it must be between %s and %s, or 0 for the engine's default; no_sweep is for none", want.Sweep, leastConfidence, mostSweep)
+	case want.Sweep != 0 && want.NoSweep:
+		return refuse("no_sweep", "no_sweep is set, and sweep is %s; give one of them", want.Sweep)
 	case want.OnError != changefeed.DeadLetter && want.OnError != changefeed.Stop:
 		return refuse("on_error", "on_error is %.40q; it must be dead_letter or stop", want.OnError)
 	case want.OnLoss != changefeed.Fail && want.OnLoss != changefeed.Resnapshot:

@@ -153,6 +153,22 @@ func TestACaptureIsEnabledChangedAndEnded(t *testing.T) {
 	if got := decode[view](t, a).Capture; !got.LocalOnly || !got.InsertsOnly || got.ID != c.ID || len(got.Tables) != 1 || got.Pack != 1 || got.MaxAge.Std() != time.Hour || !got.CreatedAt.Equal(c.CreatedAt) {
 		t.Errorf("got %+v", got)
 	}
+	a = w.do("POST", "/cdc/shop/enable", `{"tables":["public.orders"],"confidence":"2s","no_sweep":true}`).Want(t, 202, "")
+	if got := decode[view](t, a).Capture; got.Confidence.Std() != 2*time.Second || !got.NoSweep || got.Setup().Sweep >= 0 {
+		t.Errorf("got %+v", got)
+	}
+	if kept, ok := w.Changes.Capture("shop"); !ok || !kept.NoSweep { // it can be read as it was written
+		t.Errorf("%+v was kept", kept)
+	}
+	for field, body := range map[string]string{
+		"sweep":      `{"tables":["public.orders"],"sweep":"1ms"}`,
+		"no_sweep":   `{"tables":["public.orders"],"sweep":"1h","no_sweep":true}`,
+		"confidence": `{"tables":["public.orders"],"confidence":"2h"}`,
+	} {
+		if a := w.do("POST", "/cdc/shop/enable", body).Want(t, 400, athena.CodeInvalidRequest); a.Details["field"] != field {
+			t.Errorf("%s: %s", field, a.Raw)
+		}
+	}
 	for field, body := range map[string]string{
 		"slot":        `{"tables":["a"],"slot":"mine"}`,
 		"publication": `{"tables":["a"],"publication":"mine"}`,

@@ -144,7 +144,8 @@ func engineFlags(cmd *cobra.Command, spec *sdk.CaptureSpec) {
 	f.BoolVar(&spec.InsertsOnly, "inserts-only", false, "of tables without a usable replica identity, capture inserts alone")
 	f.BoolVar(&spec.LocalOnly, "local-only", false, "leave out changes that replication brought from elsewhere")
 	f.DurationVar((*time.Duration)(&spec.Confidence), "confidence", 0, "how old a change must be before it is read, where the log is not in order (ScyllaDB; default 10s)")
-	f.DurationVar((*time.Duration)(&spec.Sweep), "sweep", 0, "how far back late changes are looked for, where the log is not in order (ScyllaDB; default 10m, negative: not)")
+	f.DurationVar((*time.Duration)(&spec.Sweep), "sweep", 0, "how far back late changes are looked for, where the log is not in order (ScyllaDB; default 10m)")
+	f.BoolVar(&spec.NoSweep, "no-sweep", false, "do not look for late changes")
 }
 
 func (p *program) cdcEnable() *cobra.Command {

@@ -26,6 +26,8 @@ type Capture struct {
 	// Confidence and Sweep are those of driver.ChangeSetup.
 	Confidence athena.Duration `json:"confidence,omitempty"`
 	Sweep      athena.Duration `json:"sweep,omitempty"`
+	// NoSweep says that late changes are not looked for.
+	NoSweep bool `json:"no_sweep,omitempty"`
 	// Snapshot says whether the rows that are there are read first.
 	Snapshot SnapshotMode `json:"snapshot"`
 	// OnError says what becomes of a change that cannot be encoded.
@@ -108,11 +110,15 @@ func (c Capture) WithDefaults() Capture {
 
 // Setup is what the driver is told.
 func (c Capture) Setup() driver.ChangeSetup {
-	return driver.ChangeSetup{
+	s := driver.ChangeSetup{
 		Client: c.Client, Tables: c.Tables, Slot: c.Slot, Publication: c.Publication,
 		TakeOver: c.TakeOver, InsertsOnly: c.InsertsOnly, LocalOnly: c.LocalOnly,
 		Confidence: c.Confidence.Std(), Sweep: c.Sweep.Std(),
 	}
+	if c.NoSweep {
+		s.Sweep = -1
+	}
+	return s
 }
 
 // Origin is what the worker keeps of a capture's beginning. The stream alone

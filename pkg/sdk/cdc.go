@@ -38,10 +38,11 @@ type CaptureSpec struct {
 	// LocalOnly leaves out changes that replication brought from elsewhere.
 	LocalOnly bool `json:"local_only,omitempty"`
 	// Confidence is how old a change must be before it is read, and Sweep how far
-	// back late ones are looked for (negative: not), in engines whose log is not in
+	// back late ones are looked for, unless NoSweep, in engines whose log is not in
 	// order.
 	Confidence athena.Duration `json:"confidence,omitempty"`
 	Sweep      athena.Duration `json:"sweep,omitempty"`
+	NoSweep    bool            `json:"no_sweep,omitempty"`
 	// Snapshot is initial (the rows that are there come first) or none.
 	Snapshot string `json:"snapshot,omitempty"`
 	// OnError is dead_letter or stop: what becomes of a change that cannot be

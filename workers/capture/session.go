@@ -85,7 +85,7 @@ func (s *session) run(ctx context.Context) error {
 	// stream may hold an earlier capture's changes. Or it holds nothing any more.
 	last := max(end.Pos, s.origin.Begin, s.origin.Last)
 	s.tail.Store(&group{last: last, seq: end.Sequence})
-	confirmed := max(end.Mark, s.origin.Confirmed)
+	confirmed := confirmedAt(end, s.origin)
 	out, err := bus.NewAppender(s.Bus.Conn(), bus.CDCStream(s.capture.Client), end.Sequence)
 	if err != nil {
 		return err
@@ -134,6 +134,16 @@ func (s *session) run(ctx context.Context) error {
 		return nil
 	}
 	return err
+}
+
+// confirmedAt is the highest mark that may have been confirmed. That of a message
+// which an earlier capture has stored says nothing: this one may have begun at a
+// place before it, with other tables.
+func confirmedAt(end changefeed.End, o changefeed.Origin) string {
+	if end.Pos < o.Begin {
+		return o.Confirmed
+	}
+	return max(end.Mark, o.Confirmed)
 }
 
 // adapt brings the publication up to date where the capture's tables are others
