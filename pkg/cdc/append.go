@@ -64,7 +64,7 @@ func (e *Encoder) Append(dst []byte, c *Change) []byte {
 		dst = strconv.AppendUint(dst, t.N, 10)
 		e.tail = len(dst)
 		if t.Last {
-			dst = append(dst, last...)
+			dst, e.tail = append(dst, last...), 0 // it is marked
 		}
 		dst = append(dst, `,"at":"`...)
 		dst = appendTime(dst, t.At)
@@ -89,7 +89,7 @@ const last = `,"last":true`
 
 // MarkLast says of the change that dst ends with, and that Append wrote last,
 // that it is the last of its transaction. It does nothing to a change without a
-// transaction, and must be called once at most.
+// transaction, and to one that says so already.
 func (e *Encoder) MarkLast(dst []byte) []byte {
 	if e.tail == 0 {
 		return dst

@@ -189,6 +189,9 @@ func TestMarkLastIsWhatAppendWouldHaveWritten(t *testing.T) {
 		if !bytes.Equal(got, want) {
 			t.Fatalf("got  %s\nwant %s", got, want)
 		}
+		if marked := e.MarkLast(e.Append(slices.Clone(before), &last)); !bytes.Equal(marked, want) {
+			t.Fatalf("marked, though it said so: %s", marked)
+		}
 		if again := e.MarkLast(got); !bytes.Equal(again, want) {
 			t.Fatalf("marked twice: %s", again)
 		}
