@@ -47,7 +47,7 @@ func pagesOfAnySize(t *testing.T, conn athena.ScyllaConn, keyspace string) {
 	const partitions, each = 7, 60
 	var want []string
 	for p := range partitions {
-		batch := b.session.NewBatch(gocql.UnloggedBatch)
+		batch := b.session.Batch(gocql.UnloggedBatch)
 		for c := range each {
 			batch.Query("INSERT INTO "+keyspace+".t (p, c, s, v) VALUES (?, ?, ?, ?)", p, c, "of "+strconv.Itoa(p), fmt.Sprintf("%0*d", c, c))
 			want = append(want, fmt.Sprintf(`{"p":%d,"c":%d,"s":"of %d","v":"%0*d"}`, p, c, p, c, c))
