@@ -133,6 +133,9 @@ type Status struct {
 	// Unsafe is set while a statement runs that may have an effect of which
 	// nobody can learn: it has no transaction.
 	Unsafe bool `json:"unsafe,omitempty"`
+	// WriteTime is that of driver.Statement for writes without a transaction: when
+	// the first attempt began that may have had an effect.
+	WriteTime time.Time `json:"write_time,omitzero"`
 	// Msg is the sequence of the message under which the last attempt began. Its
 	// worker is lost when that message, and no other, is delivered again.
 	Msg uint64 `json:"msg,omitempty"`

@@ -111,6 +111,7 @@ func (s Status) Requeue(until, now time.Time) Status {
 	next := s.edit(now)
 	next.State, next.Requeues, next.Until = Queued, s.Requeues+1, until.UTC()
 	next.Error, next.Result, next.ResultLost, next.Unsafe = nil, nil, false, false
+	next.WriteTime = time.Time{} // somebody wants it made again
 	return next
 }
 

@@ -29,7 +29,6 @@ func (r *run) attempt(ctx context.Context, call dispatch.Call, b backend, ask bo
 	tracked, tracks := b.(driver.TrackedQuerier)
 	e := &execution{run: r, call: call, b: b, stmt: driver.Statement{
 		Text: r.job.Query, Params: r.job.Params, Timeout: r.job.Timeout.Std(),
-		WriteTime: r.job.SubmittedAt, // of every attempt
 	}}
 	switch {
 	case text.Effect == driver.Refused:
@@ -90,7 +89,8 @@ type execution struct {
 	b      backend
 	stmt   driver.Statement
 	unsafe bool
-	n      int // of this attempt
+	timed  bool // the write has a time of its own, which this attempt has given it
+	n      int  // of this attempt
 	start  *beginning
 	grown  time.Time
 }
@@ -265,11 +265,18 @@ func (e *execution) uncertain(ctx context.Context, b driver.TrackedQuerier, caus
 
 // plain runs a statement outside any transaction of ours. What it does cannot be
 // learnt later, so that it may have an effect is stored before it is sent.
+//
+// All attempts make a write at one time, so that who settles writes by time has
+// them as one; it is that of the first attempt which may have had an effect.
 func (e *execution) plain(ctx context.Context) (fate, err error) {
+	if e.timed = e.status.WriteTime.IsZero(); e.timed {
+		e.status.WriteTime = time.Now().UTC()
+	}
 	e.begin()
 	if err := e.join(); err != nil {
 		return nil, err
 	}
+	e.stmt.WriteTime = e.status.WriteTime
 	rows, fate := e.b.Query(ctx, e.stmt)
 	var result *deferred.Result
 	if fate == nil {
@@ -334,6 +341,9 @@ func (e *execution) failed(cause error, safe bool) error {
 	}
 	now := time.Now()
 	f := e.b.Classify(cause)
+	if f.NoEffect && e.timed {
+		e.status.WriteTime = time.Time{}
+	}
 	own := athena.AsError(dispatch.Normalize(e.b, cause))
 	// What could not be stored on the bus is as lost as what the backend lost.
 	lost := own.Code == athena.CodeBackendUnavailable || own.Code == athena.CodeBusUnavailable
