@@ -3,6 +3,7 @@ package scylla
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -50,7 +51,7 @@ type wireValue []byte
 //   - What removes a partition removes a row where the key has no further columns.
 //   - A log that holds keys alone says nothing of the row: such changes have
 //     neither After nor Unchanged, unless there is an image.
-func (m *captureTable) decode(c *scyllacdc.Change) (changes []cdc.Change, rejected []driver.Rejected, err error) {
+func (m *captureTable) decode(ctx context.Context, c *scyllacdc.Change) (changes []cdc.Change, rejected []driver.Rejected, err error) {
 	row := anyRow(c)
 	if row == nil {
 		return nil, nil, nil
@@ -69,7 +70,7 @@ func (m *captureTable) decode(c *scyllacdc.Change) (changes []cdc.Change, reject
 			d.rows = append(d.rows, logRow{op: r.GetOperation(), seq: r.GetSeqNo(), ttl: r.GetTTL(), values: r.GetRawData()})
 		}
 	}
-	return d.decode(c.StreamID, c.Time)
+	return d.decode(ctx, c.StreamID, c.Time)
 }
 
 // batchDecoder decodes one batch.
@@ -89,13 +90,13 @@ type batchDecoder struct {
 	rejected []driver.Rejected
 }
 
-func (d *batchDecoder) decode(stream []byte, at gocql.UUID) ([]cdc.Change, []driver.Rejected, error) {
+func (d *batchDecoder) decode(ctx context.Context, stream []byte, at gocql.UUID) ([]cdc.Change, []driver.Rejected, error) {
 	d.micros = (at.Timestamp() - unixEpoch) / 10
 	slices.SortStableFunc(d.rows, func(a, b logRow) int { return cmp.Compare(a.seq, b.seq) })
-	if err := d.sift(stream, at); err != nil {
+	if err := d.sift(ctx, stream, at); err != nil {
 		return nil, nil, err
 	}
-	if err := d.clear(stream, at); err != nil {
+	if err := d.clear(ctx, stream, at); err != nil {
 		return nil, nil, err
 	}
 	if err := d.pair(); err != nil {

@@ -1,6 +1,7 @@
 package scylla
 
 import (
+	"context"
 	"errors"
 	"reflect"
 	"slices"
@@ -12,7 +13,7 @@ import (
 // sift takes rows out that are not of this batch. scylla-cdc-go keeps the rows of
 // a batch whose last one was not marked as such for the next one it meets, so that
 // numbers come twice. What belongs to the batch the log itself says.
-func (d *batchDecoder) sift(stream []byte, at gocql.UUID) error {
+func (d *batchDecoder) sift(ctx context.Context, stream []byte, at gocql.UUID) error {
 	twice := false
 	for i := 1; i < len(d.rows) && !twice; i++ {
 		twice = d.rows[i].seq == d.rows[i-1].seq
@@ -28,7 +29,7 @@ func (d *batchDecoder) sift(stream []byte, at gocql.UUID) error {
 		d.rows = nil
 		return nil
 	}
-	own, err := d.table.again(stream, at, nil)
+	own, err := d.table.again(ctx, stream, at, nil)
 	if err != nil {
 		return err
 	}
@@ -52,7 +53,7 @@ func (d *batchDecoder) sift(stream []byte, at gocql.UUID) error {
 }
 
 // clear has the log read again for values that scylla-cdc-go does not tell apart.
-func (d *batchDecoder) clear(stream []byte, at gocql.UUID) error {
+func (d *batchDecoder) clear(ctx context.Context, stream []byte, at gocql.UUID) error {
 	var names []string
 	var which []int
 	for _, l := range d.layout.base {
@@ -64,7 +65,7 @@ func (d *batchDecoder) clear(stream []byte, at gocql.UUID) error {
 	if len(names) == 0 || d.table.again == nil {
 		return nil
 	}
-	exact, err := d.table.again(stream, at, names)
+	exact, err := d.table.again(ctx, stream, at, names)
 	if err != nil {
 		return err
 	}

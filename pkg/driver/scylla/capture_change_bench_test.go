@@ -26,7 +26,7 @@ func BenchmarkDecode(b *testing.B) {
 		b.Run(table, func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
-				if changes, _, err := m.decode(&change); err != nil || len(changes) != 1 {
+				if changes, _, err := m.decode(b.Context(), &change); err != nil || len(changes) != 1 {
 					b.Fatal(err)
 				}
 			}

@@ -106,9 +106,9 @@ func TestARowHasOneFormInAQueryAndInTheLogDouble(t *testing.T) {
 	}
 	again := m.again
 	asked := 0
-	m.again = func(stream []byte, at gocql.UUID, columns []string) ([]logRow, error) {
+	m.again = func(ctx context.Context, stream []byte, at gocql.UUID, columns []string) ([]logRow, error) {
 		asked++
-		return again(stream, at, columns)
+		return again(ctx, stream, at, columns)
 	}
 	meta, err := b.tableMeta(t.Context(), "shop", "t")
 	if err != nil {
@@ -146,14 +146,11 @@ func TestARowHasOneFormInAQueryAndInTheLogDouble(t *testing.T) {
 		t.Fatalf("%d rows are queried, %v", len(query), err)
 	}
 	for _, batch := range readLog(t, b, name, rows) {
-		if !m.knows(&batch) {
-			t.Fatal("the columns of the log are not those of the table")
-		}
 		for _, whole := range []bool{true, false} { // by its image, and by what was written
 			if !whole {
 				batch.PostImage = nil
 			}
-			changes, rejected, err := m.decode(&batch)
+			changes, rejected, err := m.decode(t.Context(), &batch)
 			if err != nil || len(rejected) > 0 || len(changes) != 1 {
 				t.Fatalf("%d changes, rejected %+v, %v", len(changes), rejected, err)
 			}
@@ -249,7 +246,7 @@ func TestStatementsOfFixturesGiveTheirChangesDouble(t *testing.T) {
 			}
 			var got, want []string
 			for _, batch := range readLog(t, b, name, len(batchesOf(t, m, f.Log))) {
-				changes, rejected, err := m.decode(&batch)
+				changes, rejected, err := m.decode(t.Context(), &batch)
 				if err != nil || len(rejected) > 0 {
 					t.Fatalf("%v, rejected %+v", err, rejected)
 				}
@@ -290,7 +287,7 @@ func TestABatchWithoutItsEndIsNotMixedWithTheNextDouble(t *testing.T) {
 	if n := len(batch.PreImage) + len(batch.Delta); n != 3 {
 		t.Fatalf("the library handed %d rows over, so that there is nothing to be parted", n)
 	}
-	changes, rejected, err := m.decode(&batch)
+	changes, rejected, err := m.decode(t.Context(), &batch)
 	if err != nil || len(changes) != 1 || len(rejected) != 1 {
 		t.Fatalf("%d changes, rejected %+v, %v", len(changes), rejected, err)
 	}

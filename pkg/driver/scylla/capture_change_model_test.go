@@ -244,7 +244,7 @@ func TestWhoDoesTheChangesHasTheTableDouble(t *testing.T) {
 				slices.SortFunc(read, func(a, b scyllacdc.Change) int { return cmp.Compare(a.Time.Timestamp(), b.Time.Timestamp()) })
 				kept := &copyOf{map[string]map[string]any{}, map[string]bool{}, map[string]map[string]any{}}
 				for _, batch := range read {
-					changes, rejected, err := m.decode(&batch)
+					changes, rejected, err := m.decode(t.Context(), &batch)
 					if err != nil || len(rejected) > 0 {
 						t.Fatalf("%v, rejected %+v", err, rejected)
 					}

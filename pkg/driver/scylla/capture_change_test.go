@@ -3,6 +3,7 @@ package scylla
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -68,7 +69,7 @@ type logBatch struct {
 
 func (m *captureTable) decodeBatch(b logBatch) ([]cdc.Change, []driver.Rejected, error) {
 	d := batchDecoder{table: m, layout: m.layoutOf(m.logColumns()), rows: b.rows}
-	return d.decode(b.stream, b.at)
+	return d.decode(context.Background(), b.stream, b.at)
 }
 
 // batchesOf makes batches of rows by the names of their columns.
@@ -300,7 +301,7 @@ func TestABatchThatHasRowsOfAnotherIsParted(t *testing.T) {
 		`{"cdc$batch_seq_no":0,"cdc$operation":1,"pk":1,"ck":1,"v":1}`,
 		`{"cdc$batch_seq_no":0,"cdc$operation":0,"pk":1,"ck":2,"v":2}`,
 		`{"cdc$batch_seq_no":1,"cdc$operation":1,"pk":1,"ck":2,"v":3}`))[0]
-	m.again = func(stream []byte, at gocql.UUID, columns []string) ([]logRow, error) {
+	m.again = func(_ context.Context, stream []byte, at gocql.UUID, columns []string) ([]logRow, error) {
 		if !bytes.Equal(stream, rows.stream) || at != rows.at || len(columns) > 0 {
 			t.Errorf("read again: %x %s %q", stream, at, columns)
 		}

@@ -284,11 +284,11 @@ func (s *changeStream) read(ctx context.Context) error {
 			return err
 		}
 	}
+	g, ctx := errgroup.WithContext(ctx)
 	s.watch.follow(ctx, s.main)
 	if s.behind != nil {
 		s.behind.follow(ctx, s.sweep)
 	}
-	g, ctx := errgroup.WithContext(ctx)
 	for _, readers := range [][]*logReader{s.main, s.sweep} {
 		for _, r := range readers {
 			g.Go(func() error { return r.run(ctx) })

@@ -222,6 +222,18 @@ func TestDoubleOutOfReachOfItsRoleEndsTheStream(t *testing.T) {
 	lost(t, p.run(f.backend, p.config(f.setup, start), 40*time.Second), "log_missing")
 }
 
+func TestDoubleWhoseLogIsGoneIsToldWhileAnotherWaitsForStreams(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, "t")
+	f.exec(`CREATE KEYSPACE kt WITH replication = {'class': 'NetworkTopologyStrategy', 'replication_factor': 1} AND tablets = {'enabled': true}`)
+	f.table("kt", "w", "'enabled': true")
+	start := f.start()
+	f.cluster.EmptyGeneration(time.Now().Add(-time.Millisecond)) // of ks.t, and it stays so
+	f.cluster.Fail(scyllatest.Containing("FROM kt.w_scylla_cdc_log"), scyllatest.Invalid("unconfigured table w_scylla_cdc_log"), -1)
+	p := &tape{t: t}
+	lost(t, p.run(f.backend, p.config(f.setup, start), 40*time.Second), "log_missing")
+}
+
 func TestDoubleThatFailsNowAndThenIsReadOnce(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, "t")

@@ -206,12 +206,12 @@ func (r *logReader) StartGeneration(_ context.Context, at time.Time) error {
 // anew.
 func (r *logReader) decode(ctx context.Context, id batchID, change *scyllacdc.Change) (*batch, error) {
 	t := r.table.Load()
-	changes, rejected, err := t.decode(change)
+	changes, rejected, err := t.decode(ctx, change)
 	if errors.Is(err, errColumns) {
 		if t, err = r.altered(ctx, t); err != nil {
 			return nil, err
 		}
-		changes, rejected, err = t.decode(change)
+		changes, rejected, err = t.decode(ctx, change)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("the batch %s of %s: %w", id.tx(), r.name, err)
@@ -252,7 +252,7 @@ type watch struct {
 	session *gocql.Session
 
 	mu      sync.Mutex
-	ctx     context.Context // of Run, which it belongs to
+	ctx     context.Context // of the readers, which it belongs to
 	readers map[driver.TableName]*logReader
 }
 
@@ -298,7 +298,7 @@ func (w *watch) polled(q gocql.ObservedQuery) error {
 	schema, table, _ := strings.Cut(text[strings.LastIndexByte(text, ' ')+1:], ".")
 	ctx, r := w.reader(driver.TableName{Schema: schema, Table: table})
 	n := len(q.Values) - 2
-	if r == nil || n < 1 || w.stream.over.Load() {
+	if r == nil || n < 1 || w.stream.over.Load() || r.ctx.Err() != nil {
 		return nil // over: what was consumed before may have been dropped
 	}
 	if q.Err != nil {

@@ -30,7 +30,7 @@ type captureTable struct {
 	// again reads rows of one batch of the log once more: their numbers and
 	// operations, and some columns as they are on the wire. Nil where there is no
 	// server to ask.
-	again func(stream []byte, at gocql.UUID, columns []string) ([]logRow, error)
+	again func(ctx context.Context, stream []byte, at gocql.UUID, columns []string) ([]logRow, error)
 
 	problem string                    // what scylla-cdc-go cannot read of it
 	layout  atomic.Pointer[logLayout] // of the rows that were read last
@@ -111,8 +111,8 @@ func (b *Backend) captureTable(ctx context.Context, name driver.TableName) (*cap
 	if err != nil {
 		return nil, err
 	}
-	m.again = func(stream []byte, at gocql.UUID, columns []string) ([]logRow, error) {
-		return b.logRows(name, stream, at, columns)
+	m.again = func(ctx context.Context, stream []byte, at gocql.UUID, columns []string) ([]logRow, error) {
+		return b.logRows(ctx, name, stream, at, columns)
 	}
 	return m, nil
 }
@@ -162,8 +162,8 @@ const againTimeout = 30 * time.Second
 
 // logRows reads the rows of one batch of the log: number, operation and the given
 // columns, as wireValues.
-func (b *Backend) logRows(name driver.TableName, stream []byte, at gocql.UUID, columns []string) (rows []logRow, err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), againTimeout)
+func (b *Backend) logRows(ctx context.Context, name driver.TableName, stream []byte, at gocql.UUID, columns []string) (rows []logRow, err error) {
+	ctx, cancel := context.WithTimeout(ctx, againTimeout)
 	defer cancel()
 	names := []string{quoteName(columnSeq), quoteName(columnOperation)}
 	for _, c := range columns {
@@ -239,19 +239,12 @@ func (m *captureTable) columns() []cdc.Column {
 	return list
 }
 
-// knows reports whether the columns of a change are those that the table had when
-// it was described. Where they are not, the table was altered: decode fails, and
-// the server has to be asked again.
-func (m *captureTable) knows(c *scyllacdc.Change) bool {
-	row := anyRow(c)
-	return row == nil || m.layoutOf(row.Columns()).known
-}
-
 // A logLayout says where the rows of a log have what.
 type logLayout struct {
 	columns []gocql.ColumnInfo // of the rows, those of the log itself too
 	base    []logColumn        // by captureTable.base
-	known   bool
+	// known says that these are the columns that the table had when it was described.
+	known bool
 }
 
 // logColumn is where a log row has one column of the base table. An index is -1
