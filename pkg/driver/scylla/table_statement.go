@@ -203,7 +203,7 @@ func (w *writing) insert(list []*cell, at, ttl int64) (string, []any) {
 	args := make([]any, 0, len(list)+2)
 	if !w.rows.tuples {
 		for _, c := range list {
-			args = append(args, known1(c))
+			args = append(args, argument(c))
 		}
 		return w.text("insert"+clause, func() string {
 			names := make([]string, len(w.rows.columns))
@@ -228,8 +228,8 @@ func (w *writing) insert(list []*cell, at, ttl int64) (string, []any) {
 	return "INSERT INTO " + w.tx.table.from() + " (" + quoteAll(names) + ") VALUES (" + string(values) + ")" + clause, append(args, tail...)
 }
 
-// known1 is the argument for a value that may not be known.
-func known1(c *cell) any {
+// argument is the argument for a value that may not be known.
+func argument(c *cell) any {
 	if c == nil {
 		return gocql.UnsetValue
 	}
