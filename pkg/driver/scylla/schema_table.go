@@ -62,6 +62,12 @@ func (c tableColumn) multiCell() bool {
 	return false
 }
 
+// doubles reports whether a value that is written again at the same time does not take
+// the place of itself: what a list held before ends just before that time, and its
+// elements have new keys in each write. Of sets, maps and user-defined types the keys
+// are the values' own.
+func (c tableColumn) doubles() bool { return c.typ.Type() == gocql.TypeList && c.multiCell() }
+
 // key reports whether the column is of the primary key.
 func (c tableColumn) key() bool { return c.kind == kindPartitionKey || c.kind == kindClustering }
 

@@ -29,19 +29,29 @@ type columnEncoder struct {
 	scratch record.Vector
 }
 
-// newColumnEncoder reports false if the column takes no such values.
-func newColumnEncoder(c tableColumn, from record.Type) (*columnEncoder, bool) {
+// newColumnEncoder says why, if the column takes no such values.
+func newColumnEncoder(c tableColumn, from record.Type) (_ *columnEncoder, problem string) {
 	e := &columnEncoder{tableColumn: c, from: from, rec: recordType(c.typ)}
 	e.scratch.Kind = e.rec.Kind
-	switch kind := c.typ.Type(); {
-	case kind == gocql.TypeCounter:
-		return e, false
-	case e.rec.Kind == record.JSON, kind == gocql.TypeInet, kind == gocql.TypeDuration, kind == gocql.TypeCustom:
-		return e, from.Kind == record.JSON || from.Kind == record.Text
-	case from.Kind == record.Bytes || e.rec.Kind == record.Bytes:
-		return e, from.Kind == e.rec.Kind
+	if c.doubles() {
+		return nil, fmt.Sprintf("is of type %s, whose elements would come twice if a write were repeated; make it frozen<%s>, or leave it out", c.text, c.text)
 	}
-	return e, record.Convertible(from, e.rec)
+	if !e.takes() {
+		return nil, fmt.Sprintf("is of type %s, which takes no values of type %s; cast them (transform cast), or write to another column", c.text, from)
+	}
+	return e, ""
+}
+
+func (e *columnEncoder) takes() bool {
+	switch kind := e.typ.Type(); {
+	case kind == gocql.TypeCounter:
+		return false
+	case e.rec.Kind == record.JSON, kind == gocql.TypeInet, kind == gocql.TypeDuration, kind == gocql.TypeCustom:
+		return e.from.Kind == record.JSON || e.from.Kind == record.Text
+	case e.from.Kind == record.Bytes || e.rec.Kind == record.Bytes:
+		return e.from.Kind == e.rec.Kind
+	}
+	return record.Convertible(e.from, e.rec)
 }
 
 // noValue is in place of a problem where a value becomes a null.
@@ -218,9 +228,9 @@ func newRowEncoder(m *tableMeta, s *record.Schema, writeTime, ttl string, logs b
 		if !ok {
 			return noColumn(m, c.Name, "columns")
 		}
-		enc, ok := newColumnEncoder(to, c.Type)
-		if !ok {
-			return athena.Errorf(athena.CodeInvalidRequest, "column %q of %s.%s is of type %s, which takes no values of type %s; cast them", c.Name, m.keyspace, m.name, to.text, c.Type).At("columns")
+		enc, problem := newColumnEncoder(to, c.Type)
+		if problem != "" {
+			return athena.Errorf(athena.CodeInvalidRequest, "column %q of %s.%s %s", c.Name, m.keyspace, m.name, problem).At("columns")
 		}
 		e.tuples = e.tuples || to.typ.Type() == tupleType
 		e.columns, e.from = append(e.columns, enc), append(e.from, from)

@@ -1,6 +1,7 @@
 package scylla_test
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -33,6 +34,7 @@ var tableLaws = map[string]func(*testing.T, *tablesRig){
 	"what is read and written is the same":         whatIsReadAndWrittenIsTheSame,
 	"changes have their effect once, and in order": changesHaveTheirEffectOnceInOrder,
 	"plans name what stands in the way":            plansNameWhatStandsInTheWay,
+	"new lists are frozen":                         newListsAreFrozen,
 	"rows are refused one by one":                  rowsAreRefusedOneByOne,
 }
 
@@ -154,7 +156,7 @@ func (r *tablesRig) read(read driver.TableRead) *record.Batch {
 // everyType has a column of each type of CQL.
 const everyType = `CREATE TABLE every (id int PRIMARY KEY, bo boolean, ti tinyint, si smallint, n int, bi bigint, vi varint, de decimal, fl float, db double,
 	asc_ ascii, te text, bl blob, da date, tm time, ts timestamp, uu uuid, tu timeuuid, ine inet, du duration,
-	ls list<int>, st set<text>, mp map<int, frozen<list<text>>>, fz frozen<set<int>>, tp tuple<int, text>, nested tuple<int, tuple<text, boolean>>, ud address)`
+	ls frozen<list<int>>, st set<text>, mp map<int, frozen<list<text>>>, fz frozen<set<int>>, tp tuple<int, text>, nested tuple<int, tuple<text, boolean>>, ud address)`
 
 // Values of every type come through a pipeline as they are: what is read of one table
 // and written to another is the same to the last byte, nulls among it.
@@ -226,9 +228,13 @@ func columnsOf(create string) string {
 var partitioned = &record.Schema{Columns: []record.Column{
 	{Name: "p", Type: record.TypeInt32}, {Name: "c", Type: record.TypeInt32},
 	{Name: "v", Type: record.TypeText, Nullable: true}, {Name: "w", Type: record.TypeText, Nullable: true},
+	{Name: "l", Type: record.TypeJSON, Nullable: true}, {Name: "s", Type: record.TypeJSON, Nullable: true}, {Name: "m", Type: record.TypeJSON, Nullable: true},
 }, Key: []string{"p", "c"}}
 
-const partitionedTable = "(p int, c int, v text, w text, PRIMARY KEY (p, c))"
+const partitionedTable = "(p int, c int, v text, w text, l frozen<list<int>>, s set<text>, m map<int, text>, PRIMARY KEY (p, c))"
+
+// partitionedValues are those that rows have behind their key, beside null.
+var partitionedValues = [5][]string{{"x", "y"}, {"x", "y"}, {`[1]`, `[1,2]`}, {`["a"]`, `["a","b"]`}, {`{"1":"a"}`, `{"1":"b","2":"b"}`}}
 
 // partitionedRow appends a row of texts, of which "-" is absent and "" null.
 func partitionedRow(b *record.Batch, row ...string) {
@@ -265,7 +271,7 @@ func changesHaveTheirEffectOnceInOrder(t *testing.T, r *tablesRig) {
 		// At their source changes were made at times that do not always rise: clocks of
 		// PostgreSQL's do not. Those of an engine that settles by time have their own.
 		timed := rapid.Bool().Draw(t, "timed")
-		model := map[string][2]string{}
+		model := map[string][len(partitionedValues)]string{}
 		var stream []func(*record.Batch)
 		at := time.Now().Add(-time.Hour).UnixMicro()
 		for i := range rapid.IntRange(1, 30).Draw(t, "changes") {
@@ -275,10 +281,18 @@ func changesHaveTheirEffectOnceInOrder(t *testing.T, r *tablesRig) {
 				change.WriteTime = at
 			}
 			p, c := rapid.SampledFrom([]string{"1", "2"}).Draw(t, "p"), rapid.SampledFrom([]string{"1", "2", "3"}).Draw(t, "c")
-			value := func(name string, absent ...string) string {
-				return rapid.SampledFrom(append([]string{"", "x", "y"}, absent...)).Draw(t, name)
-			}
 			row := []string{p, c}
+			// give has the row get values, which some may lack that keep what they were.
+			give := func(some ...string) {
+				old := model[p+c]
+				for i, values := range partitionedValues {
+					v := rapid.SampledFrom(slices.Concat([]string{""}, values, some)).Draw(t, partitioned.Columns[i+2].Name)
+					if row = append(row, v); v != "-" {
+						old[i] = v
+					}
+				}
+				model[p+c] = old
+			}
 			kind := rapid.IntRange(0, 7).Draw(t, "op")
 			switch {
 			case kind == 0:
@@ -289,35 +303,24 @@ func changesHaveTheirEffectOnceInOrder(t *testing.T, r *tablesRig) {
 				clear(model)
 			case kind == 2:
 				change.Op, row = cdc.DeletePartition, []string{p}
-				maps.DeleteFunc(model, func(k string, _ [2]string) bool { return k[:1] == p })
+				maps.DeleteFunc(model, func(k string, _ [len(partitionedValues)]string) bool { return k[:1] == p })
 			case kind == 3:
 				op := rapid.SampledFrom([]string{"<", "<=", ">", ">="}).Draw(t, "bound")
 				change.Op, row, change.Where = cdc.DeleteRange, []string{p}, []record.Condition{{Column: "c", Op: op, Value: json.RawMessage(c)}}
-				maps.DeleteFunc(model, func(k string, _ [2]string) bool {
+				maps.DeleteFunc(model, func(k string, _ [len(partitionedValues)]string) bool {
 					order := strings.Compare(k[1:], c)
 					return k[:1] == p && (order < 0 && op[0] == '<' || order > 0 && op[0] == '>' || order == 0 && len(op) == 2)
 				})
 			case timed: // what is not given stays
 				change.Op = cdc.Insert
-				v, w := value("v", "-"), value("w", "-")
-				row = append(row, v, w)
-				old := model[p+c]
-				for i, s := range []string{v, w} {
-					if s != "-" {
-						old[i] = s
-					}
-				}
-				model[p+c] = old
+				give("-")
 			default:
 				change.Op = cdc.Update
-				v, w := value("v"), value("w")
 				if _, there := model[p+c]; there && rapid.Bool().Draw(t, "partial") {
-					row = append(row, v, "-")
-					model[p+c] = [2]string{v, model[p+c][1]}
-					break
+					give("-")
+				} else {
+					give()
 				}
-				row = append(row, v, w)
-				model[p+c] = [2]string{v, w}
 			}
 			stream = append(stream, func(b *record.Batch) {
 				partitionedRow(b, row...)
@@ -360,10 +363,10 @@ func changesHaveTheirEffectOnceInOrder(t *testing.T, r *tablesRig) {
 		}
 		var want []string
 		for k, row := range model {
-			want = append(want, fmt.Sprintf(`{"p":%s,"c":%s,"v":%s,"w":%s}`, k[:1], k[1:], text(row[0]), text(row[1])))
+			want = append(want, fmt.Sprintf(`{"p":%s,"c":%s,"v":%s,"w":%s,"l":%s,"s":%s,"m":%s}`, k[:1], k[1:], text(row[0]), text(row[1]), cmp.Or(row[2], "null"), cmp.Or(row[3], "null"), cmp.Or(row[4], "null")))
 		}
 		slices.Sort(want)
-		got := r.lines("SELECT p, c, v, w FROM " + name)
+		got := r.lines("SELECT p, c, v, w, l, s, m FROM " + name)
 		slices.Sort(got)
 		if !slices.Equal(got, want) {
 			t.Fatalf("the table has\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
@@ -381,6 +384,7 @@ func text(s string) string {
 func plansNameWhatStandsInTheWay(t *testing.T, r *tablesRig) {
 	r.exec("CREATE TABLE taken (p int, q int, c timestamp, v int, PRIMARY KEY ((p, q), c)) WITH default_time_to_live = 3600")
 	r.exec("CREATE TABLE counted (p int PRIMARY KEY, n counter)")
+	r.exec("CREATE TABLE listed (p int PRIMARY KEY, l list<int>)")
 	column := func(name string, t record.Type) record.Column {
 		return record.Column{Name: name, Type: t, Nullable: true}
 	}
@@ -398,6 +402,7 @@ func plansNameWhatStandsInTheWay(t *testing.T, r *tablesRig) {
 		"the key is another one":                 {driver.TableTarget{Table: r.name("taken"), Mode: driver.Upsert, Key: []string{"p", "q", "c", "v"}, Schema: schema(p, q, c, v)}, "key_not_unique", "v", "(p, q, c)"},
 		"a column is not there":                  {driver.TableTarget{Table: r.name("taken"), Mode: driver.Append, Schema: schema(p, q, c, column("x", record.TypeText))}, "no_column", "x", "let columns be added"},
 		"a column takes no such values":          {driver.TableTarget{Table: r.name("taken"), Mode: driver.Append, Schema: schema(p, q, c, column("v", record.TypeBytes))}, "column_type", "v", "cast"},
+		"a list that would double":               {driver.TableTarget{Table: r.name("listed"), Mode: driver.Append, Schema: schema(p, column("l", record.TypeJSON))}, "column_type", "l", "frozen<list<int>>"},
 		"a table of counters":                    {driver.TableTarget{Table: r.name("counted"), Mode: driver.Append, Schema: schema(p, column("n", record.TypeInt64))}, "no_rows_of_mode", "", "counters"},
 		"a mode that CQL has not":                {driver.TableTarget{Table: r.name("taken"), Mode: driver.Merge, Key: []string{"p", "q", "c"}, Run: "r", Schema: schema(p, q, c, v)}, "mode", "", "upsert"},
 		"no keyspace":                            {driver.TableTarget{Table: driver.TableName{Schema: "nowhere", Table: "t"}, Mode: driver.Append, Create: true, Schema: schema(p)}, "no_table", "", "keyspace"},
@@ -421,6 +426,32 @@ func plansNameWhatStandsInTheWay(t *testing.T, r *tablesRig) {
 				t.Errorf("problems are %+v", plan.Problems)
 			}
 		})
+	}
+}
+
+// A list that a table is given holds against being written twice.
+func newListsAreFrozen(t *testing.T, r *tablesRig) {
+	r.exec("CREATE TABLE plain (id int PRIMARY KEY)")
+	s := &record.Schema{Columns: []record.Column{
+		{Name: "id", Type: record.TypeInt32, Native: "int"}, {Name: "l", Type: record.TypeJSON, Native: "list<int>", Nullable: true},
+		{Name: "f", Type: record.TypeJSON, Native: "frozen<list<int>>", Nullable: true}, {Name: "s", Type: record.TypeJSON, Native: "set<frozen<list<int>>>", Nullable: true},
+	}, Key: []string{"id"}}
+	for _, table := range []string{"plain", "fresh"} {
+		target := driver.TableTarget{Table: r.name(table), Mode: driver.Upsert, Key: s.Key, Schema: s, Changes: true, Create: true, AddColumns: true}
+		r.prepare(target)
+		b := record.New(s, 1)
+		for range 3 {
+			if _, err := record.NewParser(s).Parse(b, []byte(`{"id":1,"l":[1,2],"f":[2,1],"s":[[1],[2,2]]}`)); err != nil {
+				t.Fatal(err)
+			}
+			b.Changes = append(b.Changes, record.Change{Op: cdc.Update, Pos: "1", WriteTime: 1795341600123456})
+			if rejected := r.write(target, nil, b); rejected != nil {
+				t.Fatalf("rejected: %+v", rejected)
+			}
+		}
+		if got, want := r.lines("SELECT id, l, f, s FROM "+table), []string{`{"id":1,"l":[1,2],"f":[2,1],"s":[[1],[2,2]]}`}; !slices.Equal(got, want) {
+			t.Errorf("%s has %s", table, got)
+		}
 	}
 }
 

@@ -226,8 +226,8 @@ func (p *planner) columns() {
 			p.cut(c, native)
 			continue
 		}
-		if _, ok := newColumnEncoder(to, c.Type); !ok {
-			p.problem("column_type", c.Name, "column %q of %s is of type %s, which takes no values of type %s; cast them (transform cast), or write to another column", c.Name, p.t.Table, to.text, c.Type)
+		if _, problem := newColumnEncoder(to, c.Type); problem != "" {
+			p.problem("column_type", c.Name, "column %q of %s %s", c.Name, p.t.Table, problem)
 			continue
 		}
 		p.Columns = append(p.Columns, driver.ColumnMapping{Column: c.Name, Type: c.Type, Native: to.text})

@@ -70,9 +70,12 @@ func (*Backend) ColumnSorts(native string) bool {
 
 // nativeType is the type of a new column: the one that it has had in CQL, if it needs
 // nothing of its keyspace and is none that other engines have by the same name; else
-// one that takes the values.
+// one that takes the values. A list is frozen (tableColumn.doubles).
 func nativeType(c record.Column) string {
 	if t, err := (typeParser{}).parse(c.Native); err == nil && recordType(t) == c.Type && ownName(t) {
+		if (tableColumn{text: c.Native, typ: t}).doubles() {
+			return "frozen<" + c.Native + ">"
+		}
 		return c.Native
 	}
 	switch c.Type.Kind {

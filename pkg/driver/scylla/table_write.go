@@ -23,6 +23,8 @@ import (
 //
 //  1. Each write has a time of its own, and of two writes to a cell the later one
 //     stays, in whatever order they arrive. What is written again has its effect once.
+//     Columns of which that is not true take no values: counters, and lists that are
+//     not frozen.
 //  2. The rows of a batch are written at the time at which their transaction began, so
 //     that what a worker writes late that was overtaken is hidden by what the next one
 //     wrote. Rows of one key have times in their order.
