@@ -285,8 +285,11 @@ type snapshotReader struct {
 	asked  time.Time // when the last rows were
 }
 
-// WrittenAt is when the rows were asked for: they have what was written before.
-func (r *snapshotReader) WrittenAt() int64 { return r.asked.UnixMicro() }
+// WrittenAt is earlier than the rows were asked for by as much as writes are waited
+// for: one that was under way then is not in them, and must not be hidden by them.
+func (r *snapshotReader) WrittenAt() int64 {
+	return r.asked.Add(-r.stream.pace.confidence).UnixMicro()
+}
 
 func (r *snapshotReader) Columns(ctx context.Context) ([]cdc.Column, error) {
 	t, err := r.stream.describe(ctx, r.from.Table)

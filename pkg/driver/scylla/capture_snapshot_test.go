@@ -186,6 +186,41 @@ func TestDoubleSnapshotBesideTheStreamIsReadPageByPage(t *testing.T) {
 	}
 }
 
+func TestDoubleRowsBesideTheStreamHideNoWriteThatWasUnderWay(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, "t")
+	f.exec(`INSERT INTO ks.t (pk, ck, v) VALUES (1, 1, 1)`)
+	start := f.start()
+	p := &tape{t: t}
+	stream, err := f.backend.OpenChanges(t.Context(), p.config(f.setup, start))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = stream.Close(context.Background()) }()
+	r, err := stream.Snapshot(t.Context(), driver.SnapshotTable{Table: f.setup.Tables[0]})
+	if err != nil {
+		t.Fatal(err)
+	}
+	begun := time.Now()
+	if _, err := r.Next(t.Context(), "", 10, func(_, _ []byte) error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	// A write has its time from before the rows were read, and reaches the table and
+	// its log only now; so it may be as old as changes are when they are read.
+	f.exec(`UPDATE ks.t USING TIMESTAMP ? SET v = 2 WHERE pk = 1 AND ck = 1`, begun.Add(-testConfidence/2).UnixMicro())
+	p.want = 1
+	if err := p.run(f.backend, p.config(f.setup, start), 20*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	rows := r.(driver.TimedRows).WrittenAt()
+	if c := p.rows()[0]; string(c.Key) != `{"pk":1,"ck":1}` || c.WriteTime <= rows {
+		t.Errorf("the rows count as written at %d, and hide the change %s of %d", rows, c.Key, c.WriteTime)
+	}
+	if rows < begun.Add(-testConfidence).UnixMicro() {
+		t.Errorf("the rows count as written at %d, before what was handed over", rows)
+	}
+}
+
 func TestDoubleRowsBesideTheStreamHaveWhatWasHandedOver(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, "t")
