@@ -26,7 +26,7 @@ type Backend interface {
 	Ping(ctx context.Context) error
 
 	// Classify says what err means, which came from one of this backend's own
-	// methods.
+	// methods, or from opening one: of that the zero value is asked.
 	Classify(err error) Failure
 
 	// Close releases the handle. No method is called after it.
@@ -402,6 +402,8 @@ type Driver struct {
 	// ColumnSorts is that of the backends, if they are ColumnSorters.
 	ColumnSorts func(native string) bool
 	Open        func(ctx context.Context, conn athena.Connection) (Backend, error)
+	// Classify says what an error of Open means; nil if that is not known.
+	Classify func(error) Failure
 }
 
 // Transactional reports whether tables take rows and their checkpoint at once: so does
@@ -415,6 +417,7 @@ func New[C athena.Connection, B Backend](open func(context.Context, C) (B, error
 	var zero B
 	d := Driver{
 		Supports: Supports(zero),
+		Classify: zero.Classify,
 		Open: func(ctx context.Context, conn athena.Connection) (Backend, error) {
 			c, ok := conn.(C)
 			if !ok {

@@ -19,6 +19,7 @@
 package resolver
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -268,7 +269,11 @@ func (r *Resolver) dial(ctx context.Context, d driver.Driver, conn athena.Connec
 	case errors.Is(err, context.DeadlineExceeded):
 		return nil, failed(name, CauseTimeout, err, "it did not answer in time")
 	}
-	return nil, failed(name, CauseConnect, err, "it did not let us connect")
+	why := "it did not let us connect"
+	if d.Classify != nil {
+		why = cmp.Or(d.Classify(err).Message, why)
+	}
+	return nil, failed(name, CauseConnect, err, "%s", why)
 }
 
 // settle ends an attempt.

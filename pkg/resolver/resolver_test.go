@@ -548,3 +548,25 @@ func BenchmarkBackend(b *testing.B) {
 		}
 	})
 }
+
+func TestWhyOpeningFailedIsToldAsItsDriverKnowsIt(t *testing.T) {
+	t.Parallel()
+	refused := errors.New(`FATAL: database "pl4nted" does not exist`)
+	d := (&fleet{onOpen: func(context.Context, string) error { return refused }}).driver()
+	for told, want := range map[string]string{"the database does not exist": "the database does not exist", "": "it did not let us connect"} {
+		d.Classify = func(err error) driver.Failure {
+			if !errors.Is(err, refused) {
+				t.Errorf("asked what %v means", err)
+			}
+			return driver.Failure{Code: athena.CodeBackendUnavailable, Message: told}
+		}
+		r := resolver.New(nil, map[athena.Engine]driver.Driver{athena.EnginePostgres: d}, resolver.Config{Open: open})
+		_, _, err := r.Backend(t.Context(), client("shop", "one", 1))
+		if e := wantCause(t, err, resolver.CauseConnect); !strings.Contains(e.Message, want) || strings.Contains(e.Message, "pl4nted") {
+			t.Errorf("told %q: %s", told, e.Message)
+		}
+		if err := r.Close(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
+}

@@ -2,6 +2,7 @@ package scylla
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -53,7 +54,7 @@ func Open(ctx context.Context, conn athena.ScyllaConn) (*Backend, error) {
 	}
 	session, err := openSession(ctx, cfg)
 	if err != nil {
-		return nil, err
+		return nil, explainOpen(ctx, conn, err)
 	}
 	b := &Backend{session: session, conn: conn}
 	if err := b.Ping(ctx); err != nil {
@@ -63,12 +64,39 @@ func Open(ctx context.Context, conn athena.ScyllaConn) (*Backend, error) {
 	return b, nil
 }
 
+// explainOpen says so if it is the keyspace that keeps connections from being set
+// up: gocql does not tell.
+func explainOpen(ctx context.Context, conn athena.ScyllaConn, err error) error {
+	var refused *unreachable
+	keyspace := conn.Keyspace
+	if keyspace == "" || !errors.As(err, &refused) {
+		return err
+	}
+	conn.Keyspace = ""
+	cfg, other := clusterConfig(conn) // a policy belongs to one session
+	if other != nil {
+		return err
+	}
+	session, other := openSession(ctx, cfg)
+	if other != nil {
+		return err
+	}
+	defer session.Close()
+	name := ""
+	other = session.Query(`SELECT keyspace_name FROM system_schema.keyspaces WHERE keyspace_name = ?`, keyspace).
+		WithContext(ctx).Consistency(gocql.One).Scan(&name)
+	if errors.Is(other, gocql.ErrNotFound) {
+		return &unreachable{err, fmt.Sprintf("the keyspace %q of the connection does not exist; make it, or leave connection.keyspace out until it is there", keyspace)}
+	}
+	return err
+}
+
 // openSession connects, and waits until a node answers.
 func openSession(ctx context.Context, cfg *gocql.ClusterConfig) (*gocql.Session, error) {
 	// Not NewSession: that leaves behind what it had started when it fails.
 	session, err := gocql.NewSessionNonBlocking(*cfg)
 	if err != nil {
-		return nil, &unreachable{err}
+		return nil, &unreachable{cause: err}
 	}
 	ready := make(chan error, 1)
 	go func() { ready <- session.WaitUntilReady() }()
@@ -76,7 +104,7 @@ func openSession(ctx context.Context, cfg *gocql.ClusterConfig) (*gocql.Session,
 	case err = <-ready:
 		if err != nil {
 			session.Close()
-			return nil, &unreachable{err}
+			return nil, &unreachable{cause: err}
 		}
 	case <-ctx.Done():
 		// gocql cannot be told to stop; its own timeouts end what it does.

@@ -29,7 +29,10 @@ type statementError struct {
 
 // unreachable is a failure to get a session. It hides its cause from errors.Is,
 // because a dial that took too long is no deadline of the caller's.
-type unreachable struct{ cause error }
+type unreachable struct {
+	cause error
+	why   string // for people; empty if only cause tells
+}
 
 func (e *unreachable) Error() string    { return e.cause.Error() }
 func (e *statementError) Error() string { return e.err.Error() }
@@ -119,7 +122,7 @@ func (b *Backend) Classify(err error) driver.Failure {
 	case errors.Is(err, context.Canceled):
 		return driver.Failure{Code: athena.CodeCancelled}
 	case errors.As(err, &connecting):
-		return classifyConnect(connecting.cause)
+		return classifyConnect(connecting)
 	case errors.Is(err, context.DeadlineExceeded):
 		return driver.Failure{Code: athena.CodeTimeout}
 	case errors.As(err, &e):
@@ -134,9 +137,11 @@ func (b *Backend) Classify(err error) driver.Failure {
 
 // classifyConnect is for errors before a session was there. gocql gives their
 // text only.
-func classifyConnect(err error) driver.Failure {
+func classifyConnect(err *unreachable) driver.Failure {
 	f := driver.Failure{Code: athena.CodeBackendUnavailable, Message: "the cluster cannot be reached", NoEffect: true}
 	switch text := strings.ToLower(err.Error()); {
+	case err.why != "":
+		f.Message = err.why
 	case strings.Contains(text, "password"), strings.Contains(text, "credentials"), strings.Contains(text, "authenticat"):
 		f.Message = "the cluster refused the login; check username and password"
 	case strings.Contains(text, "was filtered"):

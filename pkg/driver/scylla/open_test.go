@@ -32,7 +32,7 @@ func refusals(t *testing.T, good athena.ScyllaConn) {
 	}{
 		"a wrong password":         {func(c *athena.ScyllaConn) { c.Password = athena.NewSecret("pl4nted-wrong") }, "login"},
 		"a datacenter of no node":  {func(c *athena.ScyllaConn) { c.Datacenter = "elsewhere" }, "datacenter"},
-		"a keyspace that is not":   {func(c *athena.ScyllaConn) { c.Keyspace = "no_such_keyspace" }, "keyspace"},
+		"a keyspace that is not":   {func(c *athena.ScyllaConn) { c.Keyspace = "no_such_keyspace" }, `keyspace "no_such_keyspace" of the connection does not exist`},
 		"a port without a server":  {func(c *athena.ScyllaConn) { c.Hosts = []string{"127.0.0.1:1"} }, "cannot be reached"},
 		"a name that is of nobody": {func(c *athena.ScyllaConn) { c.Hosts = []string{"no-such-host.invalid"} }, "cannot be reached"},
 	} {
