@@ -3,6 +3,7 @@ package transform_test
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -54,10 +55,12 @@ func changes(t testing.TB, s *record.Schema, rows ...string) *record.Batch {
 	p.Absent = true
 	for i, row := range rows {
 		op, object, _ := strings.Cut(row, " ")
+		op, written, _ := strings.Cut(op, "@")
+		at, _ := strconv.ParseInt(written, 10, 64)
 		if _, err := p.Parse(b, []byte(object)); err != nil {
 			t.Fatalf("%s: %v", row, err)
 		}
-		b.Changes = append(b.Changes, record.Change{Op: cdc.Op(op), Pos: cdc.Position(fmt.Sprintf("%04d", i)), At: 1_700_000_000_000_000})
+		b.Changes = append(b.Changes, record.Change{Op: cdc.Op(op), Pos: cdc.Position(fmt.Sprintf("%04d", i)), At: 1_700_000_000_000_000, WriteTime: at})
 	}
 	b.From = "public.orders"
 	return b

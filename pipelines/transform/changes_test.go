@@ -28,6 +28,9 @@ func TestChangesKeepTheTargetRight(t *testing.T) {
 		"an update that a filter does not keep becomes a delete where rows are kept by key": {`- filter: 'row.status == "paid"'`, true,
 			[]string{`update {"id":1,"status":"new","big":"x"}`, `update {"id":2,"status":null,"big":"x"}`, `read {"id":3,"status":"new","big":"x"}`, `update {"id":4,"status":"paid","big":"x"}`},
 			[]string{`delete {"id":1,"status":"new","big":"x"}`, `delete {"id":2,"status":null,"big":"x"}`, `update {"id":4,"status":"paid","big":"x"}`}, nil},
+		"so does what was made without a look at the row, which may have been there": {`- filter: 'row.status == "paid"'`, true,
+			[]string{`insert@1 {"id":1,"status":"paid","big":"x"}`, `insert@2 {"id":1,"status":"new","big":"x"}`, `read@1 {"id":2,"status":"new","big":"x"}`, `insert {"id":3,"status":"new"}`},
+			[]string{`insert {"id":1,"status":"paid","big":"x"}`, `delete {"id":1,"status":"new","big":"x"}`, `delete {"id":2,"status":"new","big":"x"}`}, nil},
 		"and is dropped where they are a log": {`- filter: 'row.status == "paid"'`, false,
 			[]string{`update {"id":1,"status":"new","big":"x"}`}, nil, nil},
 		"an update whose filter needs what was not given is rejected": {`- filter: 'row.big.size() > 1'`, true,
@@ -107,5 +110,23 @@ func TestTheKeyGoesAsFarAsItTellsRowsApart(t *testing.T) {
 		if whole := strings.Contains(text, "dedupe") || strings.Contains(text, "aggregate"); chain.Whole() != whole {
 			t.Errorf("%s: whole is %v", text, chain.Whole())
 		}
+	}
+}
+
+// What a snapshot found is told by changes as well: a filter that drops it deletes
+// nothing, or a table that is begun would get a delete for each row that it has not.
+func TestAFilterDropsWhatASnapshotFound(t *testing.T) {
+	t.Parallel()
+	chain, err := transform.Compile(steps(t, "- filter: 'row.v == \"x\"'"), wide, transform.Env{Pipeline: "p", Changes: true, ByKey: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	in := changes(t, wide, `read@5 {"p":1,"c":1,"v":"y"}`, `read@5 {"p":1,"c":2,"v":"x"}`)
+	for i := range in.Changes {
+		in.Changes[i].At = 0
+	}
+	parts, err := chain.Apply(in, func(_, _ int, cause error) { t.Error(cause) })
+	if got := lines(parts); err != nil || !slices.Equal(got, []string{`read {"p":1,"c":2,"v":"x"}`}) {
+		t.Errorf("%s, %v", got, err)
 	}
 }

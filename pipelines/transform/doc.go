@@ -25,8 +25,9 @@
 //     such values alone is absent too; a row of which some were given and some
 //     not is rejected. Of a delete and of a truncate it is absent.
 //  4. Deletes and truncates pass every filter. Where the sink keeps rows by key,
-//     an update that a filter does not keep goes on as a delete, so that the
-//     target does not keep the row as it was before.
+//     an update that a filter does not keep goes on as a delete, and so does any
+//     change that was made without a look at the row, so that the target does not
+//     keep the row as it was before.
 //  5. A change that deletes many rows names them by what they share. A step that
 //     leaves such a column out, or makes another of it, rejects the change: it would
 //     delete others.

@@ -28,9 +28,13 @@ func (c *compiler) filter(text string) (step, *record.Schema, error) {
 	return &filter{expr: e, byKey: c.Changes && c.ByKey}, c.schema, nil
 }
 
+// overwrites reports whether there may have been a row before the change. What a
+// snapshot found is told by changes too.
+func overwrites(c *record.Change) bool { return c.Op == cdc.Update || c.Blind() && c.At != 0 }
+
 func (f *filter) apply(p Part, reject func(int, *RowError)) ([]Part, error) {
 	keep := make([]bool, p.Batch.Rows())
-	var changes []record.Change // a copy with the updates that became deletes
+	var changes []record.Change // a copy with those that became deletes
 	f.row.batch = p.Batch
 	for i := range keep {
 		f.row.i = i
@@ -47,7 +51,7 @@ func (f *filter) apply(p Part, reject func(int, *RowError)) ([]Part, error) {
 			keep[i] = true
 		case v != nil && v != types.False:
 			reject(i, &RowError{Reason: "the filter gave a " + v.Type().TypeName() + " and not true or false"})
-		case op == cdc.Update && f.byKey: // law 4
+		case f.byKey && overwrites(&p.Batch.Changes[i]): // law 4
 			if changes == nil {
 				changes = slices.Clone(p.Batch.Changes)
 			}
