@@ -106,7 +106,7 @@ func article(t *cel.Type) string { return "a value of type " + cel.FormatCELType
 
 // errAbsent says that an expression has looked at a value that the source did not
 // give.
-var errAbsent = errors.New("a column that the expression needs was not given by the source, as its large value did not change; have the source log whole rows (REPLICA IDENTITY FULL), or leave the column out")
+var errAbsent = errors.New("a column that the expression needs was not given by the source, as the change did not touch it; have the source log whole rows (PostgreSQL: REPLICA IDENTITY FULL; ScyllaDB: 'postimage': true), or leave the column out")
 
 // eval returns the value for a row; nil is null (law 1), and errAbsent stands for
 // law 3.
