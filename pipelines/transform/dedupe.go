@@ -16,8 +16,8 @@ import (
 const MostKeys = 4_000_000
 
 // A dedupe keeps one row of each key: of a batch the first in the whole run, of
-// changes the last in each batch of them, where a truncate counts as an end.
-// Nulls are equal to each other.
+// changes in each batch those that a later one does not make up for, where a
+// truncate counts as an end. Nulls are equal to each other.
 type dedupe struct {
 	columns []int
 	changes bool
@@ -63,10 +63,11 @@ func (s *dedupe) apply(p Part, _ func(int, *RowError)) ([]Part, error) {
 	return p.keep(keep), nil
 }
 
-// last keeps the last change of each key.
+// last keeps the last change of each key, and those before it of which something
+// stays: a value that it does not give, or, since it came late, all of it.
 func (s *dedupe) last(p Part) []Part {
 	keep := make([]bool, p.Batch.Rows())
-	seen := map[string]struct{}{}
+	seen := map[string]int64{} // when the row was written or deleted as a whole
 	for i := len(keep) - 1; i >= 0; i-- {
 		if p.Batch.Changes[i].Op == cdc.Truncate {
 			clear(seen)
@@ -82,12 +83,29 @@ func (s *dedupe) last(p Part) []Part {
 			continue
 		}
 		s.scratch = appendKey(s.scratch[:0], p.Batch, s.columns, i)
-		if _, ok := seen[string(s.scratch)]; !ok {
-			seen[string(s.scratch)] = struct{}{}
-			keep[i] = true
+		at := p.Batch.Changes[i].WriteTime
+		if later, ok := seen[string(s.scratch)]; ok && (at < later || at == 0) {
+			continue
+		}
+		keep[i] = true
+		if whole(p.Batch, i) {
+			seen[string(s.scratch)] = at
 		}
 	}
 	return p.keep(keep)
+}
+
+// whole reports whether nothing of what a row was before a change is left behind it.
+func whole(b *record.Batch, i int) bool {
+	if b.Changes[i].Op == cdc.Delete {
+		return true
+	}
+	for c := range b.Columns {
+		if b.Columns[c].Absent(i) {
+			return false
+		}
+	}
+	return true
 }
 
 // appendKey appends the values of some columns so that no two rows with other
