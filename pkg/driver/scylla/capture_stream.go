@@ -397,13 +397,15 @@ func lowest(readers []*logReader) ticks {
 	return at
 }
 
-// hand hands a batch over. The changes of a batch that the stream has in part are
-// told by from; it is 0 otherwise.
+// hand hands a batch over, and behind a late one the rows that it is about. Of a
+// batch that the stream has in part, from says how many of its changes; it is 0
+// otherwise. Rows that were told then may have changed since, or have gone: they
+// are told all again.
 func (s *changeStream) hand(ctx context.Context, sink driver.ChangeSink, b *batch, counter uint64, from uint32) error {
 	b.reader.floor.stir(string(b.stream[:]))
 	p := place{counter: counter, batchID: b.batchID, late: b.late}
 	if len(b.changes)+len(b.rejected) > mostChanges {
-		return fmt.Errorf("scylla: the batch %s of %s has %d changes", b.tx(), b.reader.name, len(b.changes))
+		return errTooMany(b)
 	}
 	for i, r := range b.rejected { // before the last change says that the batch is over
 		p.n = uint32(len(b.changes) + i + 1)
@@ -412,7 +414,10 @@ func (s *changeStream) hand(ctx context.Context, sink driver.ChangeSink, b *batc
 			return err
 		}
 	}
-	if len(b.changes) <= int(from) {
+	if len(s.sweep) > 0 {
+		s.handed.add(b.batchID) // also where all of it is rejected
+	}
+	if len(b.changes) == 0 {
 		return nil
 	}
 	version, fresh := s.cfg.Version(b.reader.name, b.table.columns())
@@ -425,31 +430,31 @@ func (s *changeStream) hand(ctx context.Context, sink driver.ChangeSink, b *batc
 			return err
 		}
 	}
-	tx := cdc.Transaction{ID: b.tx(), At: b.at.Time()}
+	p.n = from
+	h := handing{stream: s, sink: sink, batch: b, place: p, version: version, tx: cdc.Transaction{ID: b.tx(), At: b.at.Time()}}
 	for i := int(from); i < len(b.changes); i++ {
-		c := &b.changes[i]
-		p.n, p.last = uint32(i+1), i+1 == len(b.changes)
-		c.Pos, c.SchemaVersion, c.Late = p.position(), version, b.late
-		tx.Pos, tx.N, tx.Last = batchPosition(c.Pos), uint64(p.n), p.last
-		c.Tx = &tx
-		if err := sink.Change(ctx, c); err != nil {
+		if err := h.change(ctx, &b.changes[i]); err != nil {
 			return err
 		}
-		s.last = c.Pos
 	}
-	now := time.Now()
 	if b.late {
-		s.handed.add(b.batchID)
-	} else {
-		s.trail.add(counter, ticks(b.at.Timestamp()), now)
-		if len(s.sweep) > 0 {
-			s.handed.add(b.batchID)
+		if err := s.addRows(ctx, b, h.change); err != nil {
+			return err
 		}
+	}
+	if h.held == nil { // the rows that were told are gone: the last change says it again, and that it is the last
+		h.held = &b.changes[len(b.changes)-1]
+	}
+	if err := h.emit(ctx, true); err != nil {
+		return err
+	}
+	if !b.late {
+		s.trail.add(counter, ticks(b.at.Timestamp()), time.Now())
 	}
 	s.mu.Lock()
 	s.mark.counter = counter
 	m := s.mark
-	s.committed = tx.At
+	s.committed = h.tx.At
 	if b.late {
 		s.late++
 	}
@@ -458,6 +463,49 @@ func (s *changeStream) hand(ctx context.Context, sink driver.ChangeSink, b *batc
 		return err
 	}
 	return sink.Pause(ctx)
+}
+
+// A handing hands over the changes of one batch, each once the next one is known:
+// only the last one says that it is.
+type handing struct {
+	stream  *changeStream
+	sink    driver.ChangeSink
+	batch   *batch
+	place   place // of the change that was handed over last
+	version int
+	tx      cdc.Transaction
+	held    *cdc.Change
+}
+
+func (h *handing) change(ctx context.Context, c *cdc.Change) error {
+	if h.held != nil {
+		if err := h.emit(ctx, false); err != nil {
+			return err
+		}
+	}
+	h.held = c
+	return nil
+}
+
+// emit hands over the change that is held.
+func (h *handing) emit(ctx context.Context, last bool) error {
+	c, p := h.held, &h.place
+	if p.n++; p.n > mostChanges {
+		return errTooMany(h.batch)
+	}
+	p.last = last
+	c.Pos, c.SchemaVersion, c.Late = p.position(), h.version, p.late
+	h.tx.Pos, h.tx.N, h.tx.Last = batchPosition(c.Pos), uint64(p.n), last
+	c.Tx = &h.tx
+	if err := h.sink.Change(ctx, c); err != nil {
+		return err
+	}
+	h.stream.last = c.Pos
+	return nil
+}
+
+func errTooMany(b *batch) error {
+	return fmt.Errorf("scylla: the batch %s of %s has more than %d changes", b.tx(), b.reader.name, mostChanges)
 }
 
 // handOver takes a batch that the main reader has read.

@@ -73,8 +73,8 @@ func (s *changeStream) recall(ctx context.Context, after place) error {
 }
 
 // readRest reads a batch again of which the stream of changes does not have the
-// end, and hands that over, at the places where it belongs. No other is read
-// meanwhile.
+// end, and hands that over, at the places where it belongs. Rows that were added to
+// a late one are read anew. No other batch is read meanwhile.
 func (s *changeStream) readRest(ctx context.Context) error {
 	var r *logReader
 	for _, m := range s.main {
@@ -110,11 +110,6 @@ func (s *changeStream) readRest(ctx context.Context) error {
 		b.late = s.rest.late
 		return s.do(ctx, func(ctx context.Context, sink driver.ChangeSink) error {
 			defer close(found)
-			if b.late {
-				if err := s.addRows(ctx, b); err != nil {
-					return err
-				}
-			}
 			return s.hand(ctx, sink, b, s.rest.counter, s.rest.n)
 		})
 	}

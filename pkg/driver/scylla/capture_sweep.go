@@ -34,9 +34,6 @@ func sweepUp(since ticks) func(context.Context, *logReader, batchID, *scyllacdc.
 		}
 		b.late = true
 		return s.do(ctx, func(ctx context.Context, sink driver.ChangeSink) error {
-			if err := s.addRows(ctx, b); err != nil {
-				return err
-			}
 			return s.hand(ctx, sink, b, s.mark.counter+1, 0)
 		})
 	}
@@ -59,43 +56,45 @@ func (s *changeStream) reach(ctx context.Context, at ticks) error {
 	}
 }
 
-// addRows adds to a late batch the rows that it is about as they are now, or that
-// they are gone: so who keeps rows by key ends with the right ones, though what the
-// batch wrote or deleted may have been written over before.
-func (s *changeStream) addRows(ctx context.Context, b *batch) error {
+// addRows gives the rows that a late batch is about as they are now, or that they
+// are gone: so who keeps rows by key ends with the right ones, though what the batch
+// wrote or deleted may have been written over before. Those of a partition or a range
+// are read page by page, and none is kept.
+func (s *changeStream) addRows(ctx context.Context, b *batch, add func(context.Context, *cdc.Change) error) error {
 	seen := map[string]bool{}
-	for _, c := range b.changes {
-		add := func(op cdc.Op, key, after []byte) {
-			b.changes = append(b.changes, cdc.Change{
-				Op: op, Client: c.Client, Schema: c.Schema, Table: c.Table, Key: slices.Clone(key), After: slices.Clone(after),
-				// Who settles by time has what is younger, and must keep it.
-				WriteTime: c.WriteTime,
-			})
-		}
+	for i := range b.changes {
+		c := &b.changes[i]
 		if id := string(c.Key) + string(c.Range); seen[id] {
 			continue
 		} else {
 			seen[id] = true
 		}
+		row := func(op cdc.Op, key, after []byte) error {
+			return add(ctx, &cdc.Change{
+				Op: op, Client: c.Client, Schema: c.Schema, Table: c.Table, Key: slices.Clone(key), After: slices.Clone(after),
+				// Who settles by time has what is younger, and must keep it.
+				WriteTime: c.WriteTime,
+			})
+		}
+		var err error
 		switch c.Op {
 		case cdc.Insert, cdc.Update, cdc.Delete:
-			after, err := s.backend.rowNow(ctx, b.table, c.Key)
-			if err != nil {
+			var after []byte
+			if after, err = s.backend.rowNow(ctx, b.table, c.Key); err != nil {
 				return err
 			}
 			if after == nil {
-				add(cdc.Delete, c.Key, nil)
+				err = row(cdc.Delete, c.Key, nil)
 			} else {
-				add(cdc.Read, c.Key, after)
+				err = row(cdc.Read, c.Key, after)
 			}
 		case cdc.DeletePartition, cdc.DeleteRange:
-			err := s.backend.rowsNow(ctx, b.table, c.Key, c.Range, func(key, after []byte) error {
-				add(cdc.Read, key, after)
-				return nil
+			err = s.backend.rowsNow(ctx, b.table, c.Key, c.Range, func(key, after []byte) error {
+				return row(cdc.Read, key, after)
 			})
-			if err != nil {
-				return err
-			}
+		}
+		if err != nil {
+			return err
 		}
 	}
 	return nil
