@@ -28,6 +28,7 @@ const (
 // option's own.
 const (
 	findVersion    = "server_version"
+	findLevel      = "consistency"
 	findTable      = "table"
 	findNames      = "names"
 	findTypes      = "types"
@@ -64,6 +65,7 @@ func (b *Backend) CheckChanges(ctx context.Context, s driver.ChangeSetup) (drive
 		check.Findings = f.list
 		return check, nil
 	}
+	f.level(b.level())
 	if len(s.Tables) == 0 {
 		check.Findings = f.list
 		check.Tables, err = b.capturable(ctx)
@@ -143,6 +145,41 @@ func (f *findings) with(now map[string]string, name, value string) string {
 		texts = append(texts, "'"+k+"': '"+options[k]+"'")
 	}
 	return f.alter(texts...)
+}
+
+// level looks at the consistency of the connection.
+func (f *findings) level(l gocql.Consistency) {
+	want, mend := "LOCAL_QUORUM, QUORUM or ALL", "set connection.consistency of the client, or leave it out for LOCAL_QUORUM"
+	switch l {
+	case gocql.LocalQuorum, gocql.Quorum, gocql.All:
+		f.add(true, findLevel, l.String())
+	case gocql.Two, gocql.Three:
+		most := map[gocql.Consistency]int{gocql.Two: 4, gocql.Three: 6}
+		f.warn(findLevel, fmt.Sprintf("%s, which sees what was written with QUORUM where there are %d replicas or less", l, most[l]), want, mend)
+	default:
+		f.add(false, findLevel, fmt.Sprintf("%s, with which logs are not read: it does not see all that was written with QUORUM, or is for writes alone", l))
+		f.want(want, mend)
+	}
+}
+
+// level is the consistency of the connection. Logs are read with it, and so is what
+// is read of tables beside them.
+func (b *Backend) level() gocql.Consistency {
+	l := gocql.LocalQuorum
+	if b.conn.Consistency != "" {
+		_ = l.UnmarshalText([]byte(b.conn.Consistency)) // Open has refused what is none
+	}
+	return l
+}
+
+// checkLevel fails if logs must not be read with the connection's consistency.
+func (b *Backend) checkLevel() error {
+	var f findings
+	f.level(b.level())
+	if found := f.list[0]; found.Level == levelError {
+		return athena.Errorf(athena.CodeInvalidRequest, "the client's connection.consistency is %s; it must be %s: %s", found.Found, found.Want, found.Mend)
+	}
+	return nil
 }
 
 // shape looks at what the table is. It reports whether it can have a log that can

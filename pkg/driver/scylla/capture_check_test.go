@@ -1,6 +1,7 @@
 package scylla
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 	"testing"
@@ -211,4 +212,30 @@ func TestCheckLooksWhetherTheLogMayBeReadDouble(t *testing.T) {
 		}
 	}
 	t.Error("the mends do not mend it")
+}
+
+func TestDoubleIsNotCapturedWithAConsistencyThatSeesTooLittle(t *testing.T) {
+	t.Parallel()
+	cluster := scyllatest.Start(t)
+	cluster.MustExec(t, createShop, `CREATE TABLE shop.t (pk int PRIMARY KEY, v int)`+withLog)
+	setup := driver.ChangeSetup{Client: "shop", Tables: []driver.TableName{{Schema: "shop", Table: "t"}}}
+	for level, want := range map[string]string{
+		"": levelOK, "LOCAL_QUORUM": levelOK, "QUORUM": levelOK, "ALL": levelOK, "TWO": levelWarning, "THREE": levelWarning,
+		"ONE": levelError, "LOCAL_ONE": levelError, "ANY": levelError, "EACH_QUORUM": levelError,
+	} {
+		b := &Backend{conn: athena.ScyllaConn{Consistency: level}}
+		b.session = openDouble(t, cluster).session
+		check, err := b.CheckChanges(t.Context(), setup)
+		if f := finding(check, findLevel); err != nil || f.Level != want || !strings.HasPrefix(f.Found, cmp.Or(level, "LOCAL_QUORUM")) {
+			t.Errorf("%s: found %+v, %v", level, f, err)
+		}
+		err = b.PrepareChanges(t.Context(), setup)
+		if (err != nil) != (want == levelError) {
+			t.Errorf("%s: it is prepared with %v", level, err)
+		}
+		// Also where the client was changed while it is captured.
+		if _, err = b.OpenChanges(t.Context(), driver.ChangeConfig{ChangeSetup: setup}); strings.Contains(err.Error(), "connection.consistency") != (want == levelError) {
+			t.Errorf("%s: it is opened with %v", level, err)
+		}
+	}
 }

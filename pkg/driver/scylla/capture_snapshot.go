@@ -90,7 +90,7 @@ func (s *snapshot) Read(ctx context.Context, p driver.SnapshotPart, row func(key
 	f := newRowForm(t, s.begin.time().UnixMicro())
 	where, args := r.conditions(t)
 	q := s.backend.session.Query(f.selectAll()+where, args...)
-	return f.read(q.WithContext(ctx).Consistency(gocql.LocalQuorum).Idempotent(true).Iter(), row)
+	return f.read(q.WithContext(ctx).Idempotent(true).Iter(), row)
 }
 
 // WrittenAt is just before the beginning of the capture: what was written later is left
@@ -266,8 +266,8 @@ func (f *rowForm) emit(rows *rawRows, whole bool, each func(key, after []byte) e
 	return each(f.key, f.row)
 }
 
-// Snapshot reads a table beside the stream, at a consistency that sees what was
-// written with it.
+// Snapshot reads a table beside the stream, at the consistency with which the log is
+// read.
 func (s *changeStream) Snapshot(ctx context.Context, t driver.SnapshotTable) (driver.SnapshotReader, error) {
 	if !slices.Contains(s.cfg.Tables, t.Table) {
 		return nil, athena.Errorf(athena.CodeNotFound, "%s is not captured; add it to the capture's tables", t.Table).At("table")
@@ -316,7 +316,7 @@ func (r *snapshotReader) Next(ctx context.Context, after string, most int, row f
 		text += " WHERE " + r.from.Where + " ALLOW FILTERING"
 	}
 	r.asked = time.Now()
-	iter := r.stream.backend.session.Query(text).WithContext(ctx).Consistency(gocql.LocalQuorum).Idempotent(true).
+	iter := r.stream.backend.session.Query(text).WithContext(ctx).Idempotent(true).
 		PageSize(most).PageState(state).Iter()
 	next := slices.Clone(iter.PageState())
 	if err := f.read(iter, row); err != nil {

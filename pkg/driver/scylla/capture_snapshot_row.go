@@ -36,7 +36,7 @@ func (b *Backend) rowNow(ctx context.Context, t *captureTable, key json.RawMessa
 	}
 	names := t.selected(static)
 	text := selectFrom(t, quoted(names)) + c.text.String() + " LIMIT 1"
-	rows := newRawRows(b.session.Query(text, c.args...).WithContext(ctx).Consistency(gocql.LocalQuorum).Idempotent(true).Iter())
+	rows := newRawRows(b.session.Query(text, c.args...).WithContext(ctx).Idempotent(true).Iter())
 	if !rows.next() {
 		return nil, rows.close()
 	}
@@ -100,7 +100,7 @@ func (b *Backend) rowsNow(ctx context.Context, t *captureTable, key, within json
 	c.bound(clustering[common:], bounds.From, ">")
 	c.bound(clustering[common:], bounds.To, "<")
 	f := newRowForm(t, 0)
-	return f.read(b.session.Query(f.selectAll()+c.text.String(), c.args...).WithContext(ctx).Consistency(gocql.LocalQuorum).Idempotent(true).Iter(), row)
+	return f.read(b.session.Query(f.selectAll()+c.text.String(), c.args...).WithContext(ctx).Idempotent(true).Iter(), row)
 }
 
 // A keyBound is one end of a range, as changes have it.

@@ -5,11 +5,14 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/athena-pipelines/athena/pkg/athena"
 	"github.com/athena-pipelines/athena/pkg/cdc"
 	"github.com/athena-pipelines/athena/pkg/driver"
+	"github.com/athena-pipelines/athena/pkg/driver/scylla"
 	"github.com/athena-pipelines/athena/pkg/driver/scylla/scyllatest"
 )
 
@@ -265,5 +268,79 @@ func TestDoubleRowsBesideTheStreamHaveWhatWasHandedOver(t *testing.T) {
 	p.want = 40
 	if err := p.run(f.backend, p.config(f.setup, start), 30*time.Second); err != nil {
 		t.Fatal(err)
+	}
+}
+
+func TestDoubleIsReadAtTheConsistencyOfItsClient(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, "t")
+	f.exec(`ALTER TABLE ks.t ADD l frozen<list<int>>`) // of which an empty one has its batch read again
+	f.setup.Sweep = 2 * time.Second
+	b, err := scylla.Open(t.Context(), athena.ScyllaConn{Hosts: f.cluster.Hosts(), Consistency: "ALL"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = b.Close(context.Background()) })
+	kinds := map[string]func(string) bool{ // those further up first
+		"a log":                 func(cql string) bool { return strings.Contains(cql, "BYPASS CACHE") },
+		"a batch again":         func(cql string) bool { return strings.Contains(cql, "t_scylla_cdc_log") },
+		"the first rows":        func(cql string) bool { return strings.Contains(cql, "token(") },
+		"a row of a late one":   func(cql string) bool { return strings.Contains(cql, "LIMIT 1") },
+		"rows of a late delete": func(cql string) bool { return strings.Contains(cql, `WHERE "pk" = `) },
+		"rows beside":           func(string) bool { return true },
+	}
+	order := []string{"a log", "a batch again", "the first rows", "a row of a late one", "rows of a late delete", "rows beside"}
+	var mu sync.Mutex
+	seen := map[string]map[string]int{}
+	f.cluster.Fail(func(r scyllatest.Request) bool {
+		if r.Op == "PREPARE" || !strings.HasPrefix(r.CQL, "SELECT ") || !strings.Contains(r.CQL, "ks.t") && !strings.Contains(r.CQL, `"ks"."t`) {
+			return false
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		for _, k := range order {
+			if kinds[k](r.CQL) {
+				if seen[k] == nil {
+					seen[k] = map[string]int{}
+				}
+				seen[k][strings.Fields(r.Consistency)[1]]++
+				return false
+			}
+		}
+		return false
+	}, scyllatest.Slow(0), -1)
+	start, snapshot, err := b.StartChanges(t.Context(), f.setup, func(string) {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	readAll(t, snapshot)
+	p := &tape{t: t}
+	early := time.Now()
+	release := f.cluster.HoldLog("ks.t")
+	f.exec(`DELETE FROM ks.t USING TIMESTAMP ? WHERE pk = 1`, early.UnixMicro())
+	f.exec(`UPDATE ks.t USING TIMESTAMP ? SET v = 2 WHERE pk = 2 AND ck = 2`, early.UnixMicro())
+	p.until = p.upTo(early.Add(10 * time.Millisecond))
+	if err := p.run(b, p.config(f.setup, start), 30*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	release()
+	f.exec(`INSERT INTO ks.t (pk, ck, l) VALUES (3, 3, [])`)
+	p.until, p.want = nil, 4 // that, the delete, and the update with its row
+	if err := p.run(b, p.config(f.setup, start), 30*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	r, err := p.stream.Snapshot(t.Context(), driver.SnapshotTable{Table: f.setup.Tables[0]})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Next(t.Context(), "", 10, func(_, _ []byte) error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	for _, k := range order {
+		if len(seen[k]) != 1 || seen[k]["ALL"] == 0 {
+			t.Errorf("%s: read with %v", k, seen[k])
+		}
 	}
 }

@@ -39,7 +39,6 @@ type changeStream struct {
 	backend *Backend
 	cfg     driver.ChangeConfig
 	pace    pace
-	level   gocql.Consistency
 	source  source
 
 	main, sweep   []*logReader
@@ -85,6 +84,9 @@ func (b *Backend) OpenChanges(ctx context.Context, cfg driver.ChangeConfig) (dri
 }
 
 func (b *Backend) openChanges(ctx context.Context, cfg driver.ChangeConfig) (_ *changeStream, err error) {
+	if err := b.checkLevel(); err != nil {
+		return nil, err
+	}
 	m, err := parseMark(cfg.Confirmed)
 	if err != nil {
 		return nil, err
@@ -94,7 +96,7 @@ func (b *Backend) openChanges(ctx context.Context, cfg driver.ChangeConfig) (_ *
 		return nil, err
 	}
 	s := &changeStream{
-		backend: b, cfg: cfg, level: gocql.LocalQuorum, last: cfg.After,
+		backend: b, cfg: cfg, last: cfg.After,
 		work: make(chan func(context.Context, driver.ChangeSink) error, workAhead), failed: make(chan error, 1),
 		interrupts: make(chan struct{}, 1), moved: make(chan struct{}), heard: time.Now(), stray: map[batchID]bool{},
 	}

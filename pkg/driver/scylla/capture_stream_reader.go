@@ -72,7 +72,7 @@ func (r *logReader) run(ctx context.Context) error {
 	ready := make(chan opened, 1)
 	go func() {
 		reader, err := scyllacdc.NewReader(lib, &scyllacdc.ReaderConfig{
-			Session: r.session, TableNames: []string{r.name.Schema + "." + r.name.Table}, Consistency: r.stream.level,
+			Session: r.session, TableNames: []string{r.name.Schema + "." + r.name.Table}, Consistency: r.stream.backend.level(),
 			ChangeConsumerFactory: r, ProgressManager: r, Advanced: r.advance,
 		})
 		ready <- opened{reader, err}
