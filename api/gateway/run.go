@@ -14,6 +14,7 @@ import (
 	"github.com/athena-pipelines/athena/pkg/auth"
 	"github.com/athena-pipelines/athena/pkg/dispatch"
 	"github.com/athena-pipelines/athena/pkg/driver"
+	"github.com/athena-pipelines/athena/pkg/remote"
 )
 
 // slack is how much longer than the server's own timeout a statement is waited
@@ -59,17 +60,23 @@ func (f *Family) forward(ctx context.Context, c *gin.Context, op dispatch.Op, q 
 	if err != nil {
 		return cause
 	}
-	return f.answer(ctx, c, q, dispatch.Call{Client: client, Principal: auth.FromContext(ctx)}, remote{f.cfg.Remote, op, q.client})
+	err = f.answer(ctx, c, q, dispatch.Call{Client: client, Principal: auth.FromContext(ctx)}, workers{f.cfg.Remote, op, q.client})
+	if errors.Is(err, remote.ErrNoWorker) {
+		e := *athena.AsError(cause) // what keeps us from it says more
+		e.Message += "; and no worker that serves it is running"
+		return &e
+	}
+	return err
 }
 
-// remote is a client's backend as a worker reaches it.
-type remote struct {
+// workers is a client's backend as a worker reaches it.
+type workers struct {
 	Remote
 	op     dispatch.Op
 	client string
 }
 
-func (r remote) Query(ctx context.Context, s driver.Statement) (driver.Rows, error) {
+func (r workers) Query(ctx context.Context, s driver.Statement) (driver.Rows, error) {
 	return r.Remote.Query(ctx, r.op, r.client, s)
 }
 

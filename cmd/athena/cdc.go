@@ -98,6 +98,9 @@ func (p *program) cdcCheck() *cobra.Command {
 	return cmd
 }
 
+// widestFinding is how much of a finding stands in the table; all of it comes below.
+const widestFinding = 60
+
 func (p *program) writeFindings(w io.Writer, found driver.ChangeCheck) {
 	tint := map[string]color{"ok": green, "warning": yellow, "error": red}
 	var lines [][]string
@@ -106,7 +109,7 @@ func (p *program) writeFindings(w io.Writer, found driver.ChangeCheck) {
 		if f.Level == "ok" {
 			want = ""
 		}
-		lines = append(lines, []string{p.paint(w, tint[f.Level], f.Level), f.Name, dash(f.Table), clip(dash(f.Found), 60), clip(dash(want), 60)})
+		lines = append(lines, []string{p.paint(w, tint[f.Level], f.Level), f.Name, dash(f.Table), clip(dash(f.Found), widestFinding), clip(dash(want), widestFinding)})
 	}
 	columns(w, []string{p.paint(w, bold, "LEVEL"), "WHAT", "TABLE", "FOUND", "WANTED"}, lines)
 	if len(found.Tables) > 0 {
@@ -118,8 +121,19 @@ func (p *program) writeFindings(w io.Writer, found driver.ChangeCheck) {
 		columns(w, []string{"TABLE", "IDENTITY", "KEY", "ROWS, ABOUT", "SIZE"}, lines)
 	}
 	for _, f := range found.Findings {
-		if f.Mend != "" && f.Level != "ok" {
-			fmt.Fprintf(w, "\n%s: %s\n  %s\n", p.paint(w, tint[f.Level], f.Level), strings.TrimSpace(f.Name+" "+f.Table), strings.ReplaceAll(f.Mend, "\n", "\n  "))
+		cut := clip(f.Found, widestFinding) != f.Found || clip(f.Want, widestFinding) != f.Want
+		if f.Level == "ok" || f.Mend == "" && !cut {
+			continue
+		}
+		fmt.Fprintf(w, "\n%s: %s\n", p.paint(w, tint[f.Level], f.Level), strings.TrimSpace(f.Name+" "+f.Table))
+		if cut {
+			fmt.Fprintf(w, "  found %s\n", f.Found)
+			if f.Want != "" {
+				fmt.Fprintf(w, "  wanted %s\n", f.Want)
+			}
+		}
+		if f.Mend != "" {
+			fmt.Fprintf(w, "  %s\n", strings.ReplaceAll(f.Mend, "\n", "\n  "))
 		}
 	}
 }
@@ -545,6 +559,9 @@ func (p *program) writeCaptures(w io.Writer, list []sdk.Captured) {
 }
 
 func lag(st *sdk.CaptureStatus) string {
+	if st.Streams != nil { // whose log is not told in bytes
+		return time.Duration(st.LagSeconds * float64(time.Second)).Round(time.Millisecond).String()
+	}
 	return fmt.Sprintf("%s, %s", size(uint64(max(st.LagBytes, 0))), (time.Duration(st.LagSeconds * float64(time.Second))).Round(time.Millisecond))
 }
 
@@ -599,6 +616,9 @@ func (p *program) writeCapture(w io.Writer, fact func(string, string, ...any), c
 	if s := st.Streams; s != nil {
 		p.writeStreams(w, fact, s, st.Slot)
 		return
+	}
+	if s := st.Slot; s != nil && s.WALStatus == "" && s.Invalidated == "" {
+		return // an engine without slots
 	}
 	if s := st.Slot; s != nil {
 		fact("slot", "%s: %s, active %t, %s of log kept", s.Slot, cmp.Or(s.Invalidated, s.WALStatus), s.Active, size(uint64(max(s.Retained, 0))))

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/athena-pipelines/athena/pipelines/source"
 	"github.com/athena-pipelines/athena/pipelines/spec"
@@ -205,7 +206,14 @@ func (j *judgement) lookAtChanges(ctx context.Context) error {
 	}
 	j.Tasks = Tasks{Count: 1, Parallel: 1, Rows: -1, Bytes: -1, Reason: "changes are followed in their order"}
 	if j.schema != nil && j.source.Verdict != Refused && j.source.Detail == checked {
-		j.source.ok("slot %s is %s, %d bytes of log behind", health.Slot, health.WALStatus, health.Lag)
+		switch {
+		case health.WALStatus != "":
+			j.source.ok("slot %s is %s, %d bytes of log behind", health.Slot, health.WALStatus, health.Lag)
+		case !health.Expires.IsZero():
+			j.source.ok("the log is read, and keeps what is not until %s", health.Expires.UTC().Format(time.RFC3339))
+		default:
+			j.source.ok("the log is read")
+		}
 	}
 	return nil
 }

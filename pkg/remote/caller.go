@@ -57,6 +57,9 @@ func (c *Caller) Query(ctx context.Context, client string, req Request) (driver.
 }
 
 // call puts the request to one worker; refused says that nothing was run.
+// ErrNoWorker is in the chain of the error where nobody serves the client.
+var ErrNoWorker = errors.New("remote: no worker serves the client")
+
 func (c *Caller) call(ctx context.Context, client string, body []byte, readOnly bool) (_ *Rows, refused bool, err error) {
 	if !c.Conn.IsConnected() { // it would be kept and sent too late
 		return nil, false, athena.Errorf(athena.CodeBusUnavailable, "the bus cannot be reached; nothing was run").RetryIn(time.Second)
@@ -85,7 +88,7 @@ func (c *Caller) call(ctx context.Context, client string, body []byte, readOnly 
 		err = athena.Wrap(athena.CodeBackendUnavailable, err, "the worker that serves client %q does not answer; nothing was run", client)
 	case err != nil:
 	case first.Header.Get("Status") == "503":
-		err = athena.Errorf(athena.CodeBackendUnavailable, "client %q cannot be reached from here, and no worker that serves it is running", client)
+		err = athena.Wrap(athena.CodeBackendUnavailable, ErrNoWorker, "client %q cannot be reached from here, and no worker that serves it is running", client)
 	case kind(first.Header.Get(headerKind)) == kindRefuse:
 		refused, err = true, r.finished(first)
 	case kind(first.Header.Get(headerKind)) != kindAccept || first.Reply == "":
