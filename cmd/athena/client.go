@@ -303,7 +303,7 @@ func checked(c *sdk.ClientCheck) error {
 	case len(c.Problems) == 0:
 		return nil
 	case !c.Reachable:
-		return outcome{exitUnavailable, errors.New(c.Problems[0])}
+		return athena.Errorf(athena.CodeBackendUnavailable, "%s", c.Problems[0])
 	}
 	return outcome{exitFailure, errors.New(c.Problems[0])}
 }
