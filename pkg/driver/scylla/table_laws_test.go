@@ -35,6 +35,7 @@ var tableLaws = map[string]func(*testing.T, *tablesRig){
 	"changes have their effect once, and in order": changesHaveTheirEffectOnceInOrder,
 	"plans name what stands in the way":            plansNameWhatStandsInTheWay,
 	"new lists are frozen":                         newListsAreFrozen,
+	"no row is rejected for a column that is gone": noRowIsRejectedForAColumnThatIsGone,
 	"rows are refused one by one":                  rowsAreRefusedOneByOne,
 }
 
@@ -451,6 +452,54 @@ func newListsAreFrozen(t *testing.T, r *tablesRig) {
 		}
 		if got, want := r.lines("SELECT id, l, f, s FROM "+table), []string{`{"id":1,"l":[1,2],"f":[2,1],"s":[[1],[2,2]]}`}; !slices.Equal(got, want) {
 			t.Errorf("%s has %s", table, got)
+		}
+	}
+}
+
+// A table that is altered while it is written to ends the transaction, and no rows are
+// taken for such as it does not take; in the next one the rest goes on.
+func noRowIsRejectedForAColumnThatIsGone(t *testing.T, r *tablesRig) {
+	column := func(name string, t record.Type) record.Column {
+		return record.Column{Name: name, Type: t, Nullable: true}
+	}
+	for _, changes := range []bool{false, true} {
+		for name, alter := range map[string]string{
+			"dropped": "ALTER TABLE %s DROP o", "renamed": "ALTER TABLE %s RENAME id TO number", "made_anew": "DROP TABLE %s; CREATE TABLE %s (p int, id int, n int, o text, q int, PRIMARY KEY (p, id, q))",
+		} {
+			table := fmt.Sprintf("%s_%v", name, changes)
+			r.exec("CREATE TABLE " + table + " (p int, id int, n int, o text, PRIMARY KEY (p, id))")
+			s := &record.Schema{Columns: []record.Column{column("p", record.TypeInt32), column("id", record.TypeInt32), column("n", record.TypeInt32), column("o", record.TypeText)}, Key: []string{"p", "id"}}
+			rows := func(lines ...string) *record.Batch {
+				b := record.New(s, len(lines))
+				for _, line := range lines {
+					if _, err := record.NewParser(s).Parse(b, []byte(line)); err != nil {
+						t.Fatal(err)
+					}
+					if changes {
+						b.Changes = append(b.Changes, record.Change{Op: cdc.Update, Pos: "1", At: 1795341600123456})
+					}
+				}
+				return b
+			}
+			target := driver.TableTarget{Table: r.name(table), Mode: driver.Upsert, Key: s.Key, Schema: s, Changes: changes, Run: "r"}
+			r.prepare(target)
+			tx, err := r.b.BeginTable(t.Context(), target)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if rejected, err := tx.Write(t.Context(), rows(`{"p":1,"id":1,"n":1,"o":"x"}`)); err != nil || rejected != nil {
+				t.Fatal(rejected, err)
+			}
+			for _, text := range strings.Split(alter, "; ") {
+				r.exec(strings.ReplaceAll(text, "%s", table))
+			}
+			rejected, err := tx.Write(t.Context(), rows(`{"p":1,"id":2,"n":2,"o":"y"}`, `{"p":1,"id":3,"n":3,"o":"z"}`, `{"p":2,"id":1,"n":1,"o":"x"}`))
+			if athena.CodeOf(err) != athena.CodeConflict || rejected != nil || !strings.Contains(err.Error(), "altered") {
+				t.Errorf("%s: rejected %+v, %v", table, rejected, err)
+			}
+			if err := tx.Commit(t.Context(), driver.Checkpoint{}); err == nil {
+				t.Errorf("%s: the transaction was committed", table)
+			}
 		}
 	}
 }

@@ -199,6 +199,7 @@ type writing struct {
 	by       map[string]*partitionWrites
 	mu       sync.Mutex
 	rejected []record.Rejected
+	refused  bool // the server refused some of what was not flushed yet
 }
 
 // partitionWrites are the writes to one partition that were not made yet, in their order.
@@ -270,14 +271,19 @@ func (w *writing) logColumns() {
 	}
 }
 
-// flush makes the writes that are waiting.
+// flush makes the writes that are waiting. What the server refuses for what a row holds
+// it refuses in the same words where it is the table that has become another one.
 func (w *writing) flush(ctx context.Context) error {
-	group, ctx := errgroup.WithContext(ctx)
+	group, gctx := errgroup.WithContext(ctx)
 	group.SetLimit(writers)
 	for _, p := range w.order {
-		group.Go(func() error { return w.partition(ctx, p) })
+		group.Go(func() error { return w.partition(gctx, p) })
 	}
 	err := group.Wait()
+	if err == nil && w.refused {
+		err = w.unaltered(ctx)
+	}
+	w.refused = false
 	w.order = w.order[:0]
 	clear(w.by)
 	return err
@@ -331,12 +337,43 @@ func (w *writing) send(ctx context.Context, writes []write) error {
 		return err
 	case len(writes) == 1:
 		w.reject(writes[0].row, "", "%s", reason)
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.refused = true
 		return nil
 	}
 	for i := range writes {
 		if err := w.send(ctx, writes[i:i+1]); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// unaltered is an error if the columns that are written are not as they were when the
+// transaction began.
+func (w *writing) unaltered(ctx context.Context) error {
+	m := w.tx.table
+	if err := w.tx.b.session.AwaitSchemaAgreement(ctx); err != nil {
+		return err
+	}
+	now, err := w.tx.b.tableMeta(ctx, m.keyspace, m.name)
+	if err != nil {
+		return err
+	}
+	for _, c := range w.rows.columns {
+		is, ok := now.column(c.name)
+		switch {
+		case now.id != m.id:
+			err = errors.New("it was dropped, and is another one")
+		case !ok:
+			err = fmt.Errorf("column %q is gone", c.name)
+		case is.kind != c.kind || is.text != c.text:
+			err = fmt.Errorf("column %q is of type %s (%s) now", c.name, is.text, is.kind)
+		default:
+			continue
+		}
+		return athena.Errorf(athena.CodeConflict, "the table %s.%s was altered while rows were written to it: %s; run it again, with columns that fit", m.keyspace, m.name, err).At("table")
 	}
 	return nil
 }
