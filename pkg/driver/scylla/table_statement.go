@@ -434,7 +434,7 @@ func (w *writing) move(ctx context.Context, from, to int, at int64) error {
 			return err
 		}
 		if !there {
-			w.reject(to, names[0], "the row is not in the table under its old key, and the change does not have the value of column %q, which it did not touch; have its source log whole rows (REPLICA IDENTITY FULL)", names[0])
+			w.reject(to, names[0], "the row is not in the table under its old key, and the change does not have the value of column %q, which it did not touch; have its source log whole rows (PostgreSQL: REPLICA IDENTITY FULL)", names[0])
 			return nil
 		}
 	}

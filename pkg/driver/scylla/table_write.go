@@ -298,7 +298,7 @@ func (w *writing) partition(ctx context.Context, p *partitionWrites) error {
 				return err
 			}
 			if !there {
-				w.reject(p.writes[from].row, p.writes[from].lacks, "the row is not in the table, and the change does not have the value of column %q, which it did not touch; have its source log whole rows (REPLICA IDENTITY FULL)", p.writes[from].lacks)
+				w.reject(p.writes[from].row, p.writes[from].lacks, "the row is not in the table, and the change does not have the value of column %q, which it did not touch; have its source log whole rows (PostgreSQL: REPLICA IDENTITY FULL)", p.writes[from].lacks)
 				from++
 				continue
 			}
