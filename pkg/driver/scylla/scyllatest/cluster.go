@@ -51,6 +51,7 @@ type config struct {
 	version    string
 	shortPages int
 	emptyPages bool
+	keepLogs   bool
 	noStreams  bool
 	vnodes     int
 	perVnode   int
@@ -93,6 +94,11 @@ func ShortPages(n int) Option { return func(c *config) { c.shortPages = n } }
 // EmptyPages gives every other page without rows, though more follow: so does a
 // ScyllaDB that has read much and found little.
 func EmptyPages() Option { return func(c *config) { c.emptyPages = true } }
+
+// KeepLogs leaves the log of a table there when its option cdc is switched off, and
+// goes on with it when the option is switched on again. Releases of ScyllaDB do
+// either; the default is that the log goes.
+func KeepLogs() Option { return func(c *config) { c.keepLogs = true } }
 
 // Generation sets the first generation of streams: how long ago it began, its number
 // of vnodes and streams for each. The default is an hour, 2 and 2.

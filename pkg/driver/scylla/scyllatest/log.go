@@ -54,10 +54,10 @@ func (c *Cluster) setCDC(k *keyspace, t *table, m map[string]string) {
 		opts[n] = v
 	}
 	if opts["enabled"] != "true" {
-		if t.log != nil {
+		if t.cdc = nil; t.log != nil && !c.keepLogs {
 			c.forget(t.log)
+			t.log = nil
 		}
-		t.cdc, t.log = nil, nil
 		return
 	}
 	if t.counter() {
