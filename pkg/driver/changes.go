@@ -177,7 +177,8 @@ type ChangeStream interface {
 	// stored, so that it need not keep it. It never goes back.
 	Confirm(mark string)
 	// Source says what database is read, and in which history: that of
-	// ChangeConfig, or what has become of it by a failover.
+	// ChangeConfig, or what has become of it by a failover. It is asked again when Run
+	// has ended: by then it may hold what must not be forgotten.
 	Source() string
 	// Lag says how far the stream is behind.
 	Lag() ChangeLag

@@ -67,6 +67,21 @@ func (l *lockedBuffer) String() string {
 
 func deploy(t *testing.T, ddl string) *deployment {
 	t.Helper()
+	dsn := pgtest.DSN(t)
+	db, err := pgx.Connect(t.Context(), dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { db.Close(context.Background()) })
+	d := deployTo(t, athena.PostgresConn{DSN: athena.NewSecret(dsn)}, driver.New(postgres.Open))
+	d.db = db
+	d.exec(ddl)
+	return d
+}
+
+// deployTo makes a deployment whose client has a connection.
+func deployTo(t *testing.T, conn athena.Connection, of driver.Driver) *deployment {
+	t.Helper()
 	d := &deployment{t: t, bus: bustest.Start(t), client: strings.ToLower(strings.ReplaceAll(t.Name()[4:min(len(t.Name()), 24)], "/", "-")), log: &lockedBuffer{}}
 	ctx, cancel := context.WithCancel(context.Background())
 	t.Cleanup(cancel)
@@ -82,7 +97,7 @@ func deploy(t *testing.T, ddl string) *deployment {
 	if err != nil {
 		t.Fatal(err)
 	}
-	drivers := map[athena.Engine]driver.Driver{athena.EnginePostgres: driver.New(postgres.Open)}
+	drivers := map[athena.Engine]driver.Driver{conn.Engine(): of}
 	supports := func(e athena.Engine) athena.Capabilities { return drivers[e].Supports }
 	log := slog.New(slog.NewTextHandler(d.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	d.catalog = catalog.New(kv, catalog.Config{Keyring: keyring, Supports: supports})
@@ -91,17 +106,11 @@ func deploy(t *testing.T, ddl string) *deployment {
 	}
 	go d.catalog.Run(ctx)
 	go d.store.Run(ctx)
-	dsn := pgtest.DSN(t)
-	if d.db, err = pgx.Connect(ctx, dsn); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { d.db.Close(context.Background()) })
-	d.exec(ddl)
 	r := resolver.New(d.catalog, drivers, resolver.Config{Open: keyring.Open})
 	t.Cleanup(func() { r.Close(context.Background()) })
 	if _, err := d.catalog.Put(ctx, &athena.Client{
 		Name: d.client, Lifecycle: athena.Active, Capabilities: athena.Allow(athena.CDC),
-		Connection: athena.PostgresConn{DSN: athena.NewSecret(dsn)},
+		Connection: conn,
 	}, catalog.Absent); err != nil {
 		t.Fatal(err)
 	}

@@ -283,8 +283,9 @@ func (s *session) follow(ctx context.Context, last cdc.Position, confirmed strin
 		return err
 	}
 	defer func() { _ = stream.Close(context.WithoutCancel(ctx)) }()
-	if now := stream.Source(); now != s.origin.Source { // before anything of it is stored
-		if err := s.keep(ctx, func(o *changefeed.Origin) { o.Source = now }); err != nil {
+	source := stream.Source()
+	if source != s.origin.Source { // before anything of it is stored
+		if err := s.keep(ctx, func(o *changefeed.Origin) { o.Source = source }); err != nil {
 			return err
 		}
 	}
@@ -296,11 +297,20 @@ func (s *session) follow(ctx context.Context, last cdc.Position, confirmed strin
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		defer s.snapshots.stop()
-		return stream.Run(ctx, s)
+		err := stream.Run(ctx, s)
+		if now := stream.Source(); now != source { // what was seen of it must not be forgotten
+			kctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), keepTimeout)
+			defer cancel()
+			err = errors.Join(err, s.keep(kctx, func(o *changefeed.Origin) { o.Source = now }))
+		}
+		return err
 	})
 	g.Go(func() error { s.tend(ctx, stream); return nil })
 	return g.Wait()
 }
+
+// keepTimeout bounds how long a session that ends takes to keep what it knows.
+const keepTimeout = 5 * time.Second
 
 // confirming puts a mark on record before it is confirmed without a transaction
 // behind it, with the end of the stream that it may outlast.

@@ -161,6 +161,9 @@ func (s *changeStream) prepare(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		if !t.options.enabled {
+			s.noteOff(name) // Run fails with it, once the source is kept that says so
+		}
 		r := s.reader(name, t, g, s.mark.floor)
 		r.take = handOver
 		s.main = append(s.main, r)
@@ -694,7 +697,11 @@ func (s *changeStream) Interrupt() {
 }
 
 // Source says what is read: the cluster and its tables.
-func (s *changeStream) Source() string { return s.source.String() }
+func (s *changeStream) Source() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.source.String()
+}
 
 // Lag says how far behind the stream is.
 func (s *changeStream) Lag() driver.ChangeLag {

@@ -213,6 +213,49 @@ func TestDoubleWhoseTableOrLogIsGoneIsLost(t *testing.T) {
 	}
 }
 
+func TestDoubleWhoseLogIsKeptWhileItIsOffIsLost(t *testing.T) {
+	t.Parallel()
+	const off, on = `ALTER TABLE ks.t WITH cdc = {'enabled': false}`, `ALTER TABLE ks.t WITH cdc = {'enabled': true}`
+	for _, opened := range []bool{true, false} {
+		t.Run(fmt.Sprintf("while it is read %v", opened), func(t *testing.T) {
+			t.Parallel()
+			f := fixtureOf(t, scyllatest.Start(t, scyllatest.NoGeneration(), scyllatest.KeepLogs()), "t")
+			start := f.start()
+			f.batch("t", time.Now(), 1, 1)
+			p := &tape{t: t, want: 1}
+			if opened {
+				p.want, p.enough = 0, func() bool {
+					f.cluster.MustExec(t, off)
+					return false
+				}
+			}
+			err := p.run(f.backend, p.config(f.setup, start), 40*time.Second)
+			if !opened && err == nil {
+				f.cluster.MustExec(t, off)
+				p.want = 0
+				err = p.run(f.backend, p.config(f.setup, start), 40*time.Second)
+			}
+			lost(t, err, "log_missing")
+			start.Source = p.stream.Source() // which the worker keeps
+			f.batch("t", time.Now(), 1, 2)   // in no log
+			f.cluster.MustExec(t, on)        // the same log goes on
+			p.enough = nil
+			f.batch("t", time.Now(), 1, 3)
+			lost(t, p.run(f.backend, p.config(f.setup, start), 40*time.Second), "log_missing")
+			if n := len(p.rows()); n != 1 {
+				t.Errorf("the stream has %d changes", n)
+			}
+			// Begun anew it is read.
+			anew := f.start()
+			f.batch("t", time.Now(), 1, 4)
+			p = &tape{t: t, want: 1}
+			if err := p.run(f.backend, p.config(f.setup, anew), 20*time.Second); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 func TestDoubleOutOfReachOfItsRoleEndsTheStream(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, "t")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"sync"
 	"time"
 
@@ -53,6 +54,9 @@ type sourceTable struct {
 	Log   gocql.UUID `json:"log"`
 	// Since is where the log is read from.
 	Since ticks `json:"since"`
+	// Off says that the option cdc was seen to be off. A log that is kept meanwhile
+	// does not tell it, and lacks what was written.
+	Off bool `json:"off,omitempty"`
 }
 
 func (s source) String() string {
@@ -105,7 +109,7 @@ func (b *Backend) verifySource(ctx context.Context, cfg driver.ChangeConfig, flo
 		then, captured := was.Tables[name.String()]
 		t, there := now.Tables[name.String()]
 		if !captured {
-			then = sourceTable{t.Table, t.Log, floor}
+			then = sourceTable{Table: t.Table, Log: t.Log, Since: floor}
 		}
 		if err := sameLog(name, then, t, there); err != nil {
 			return now, err
@@ -123,6 +127,8 @@ func sameLog(name driver.TableName, then, now sourceTable, there bool) error {
 		return logMissing(name, "the table was dropped and made anew")
 	case then.Log != now.Log:
 		return logMissing(name, "its log was dropped and made anew")
+	case then.Off:
+		return logMissing(name, "cdc was switched off")
 	}
 	return nil
 }
@@ -156,6 +162,11 @@ const guardEvery = 3 * time.Second
 func (s *changeStream) guard(ctx context.Context, src source) error {
 	tick := time.NewTicker(guardEvery)
 	defer tick.Stop()
+	for _, r := range s.main {
+		if src.Tables[r.name.String()].Off { // as the stream was opened
+			return logMissing(r.name, "cdc is switched off")
+		}
+	}
 	for {
 		select {
 		case <-tick.C:
@@ -180,11 +191,22 @@ func (s *changeStream) guard(ctx context.Context, src source) error {
 				continue
 			}
 			if !d.options.enabled {
-				return logMissing(r.name, "cdc was switched off")
+				s.noteOff(r.name)
+				return logMissing(r.name, "cdc is switched off")
 			}
 			r.ttl.Store(int64(d.ttl()))
 		}
 	}
+}
+
+// noteOff has the source say that a table's option was seen to be off.
+func (s *changeStream) noteOff(name driver.TableName) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t := s.source.Tables[name.String()]
+	t.Off = true
+	s.source.Tables = maps.Clone(s.source.Tables) // others hold it
+	s.source.Tables[name.String()] = t
 }
 
 // openWatched opens a session whose questions are seen. It asks for a page when the
