@@ -1,6 +1,7 @@
 package scylla_test
 
 import (
+	"flag"
 	"os"
 	"testing"
 
@@ -8,6 +9,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	flag.Set("test.parallel", "6") // they wait more than they work; -parallel wins
 	code := cassandratest.Run(m)
 	tellReal()
 	os.Exit(code)
