@@ -294,8 +294,20 @@ func changesHaveTheirEffectOnceInOrder(t *testing.T, r *tablesRig) {
 				}
 				model[p+c] = old
 			}
-			kind := rapid.IntRange(0, 7).Draw(t, "op")
+			var old []string // the key that it had before
+			kind := rapid.IntRange(0, 9).Draw(t, "op")
 			switch {
+			case kind >= 8 && !timed:
+				from := p + c
+				p, c = rapid.SampledFrom([]string{"1", "2"}).Draw(t, "to p"), rapid.SampledFrom([]string{"1", "2", "3"}).Draw(t, "to c")
+				_, there := model[from]
+				if _, taken := model[p+c]; !there || taken {
+					continue
+				}
+				change.Op, old, row = cdc.Update, row, []string{p, c}
+				model[p+c] = model[from]
+				delete(model, from)
+				give("-")
 			case kind == 0:
 				change.Op = cdc.Delete
 				delete(model, p+c)
@@ -324,6 +336,10 @@ func changesHaveTheirEffectOnceInOrder(t *testing.T, r *tablesRig) {
 				}
 			}
 			stream = append(stream, func(b *record.Batch) {
+				if old != nil {
+					partitionedRow(b, old...)
+					b.Changes = append(b.Changes, record.Change{Op: cdc.Delete, Pos: change.Pos, At: change.At, Implied: true})
+				}
 				partitionedRow(b, row...)
 				b.Changes = append(b.Changes, change)
 			})

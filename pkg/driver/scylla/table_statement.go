@@ -392,7 +392,9 @@ func (w *writing) eraseMany(i int, change *record.Change, at int64) {
 }
 
 // move takes a row from one key to another, with the values that the change does not
-// give. Where that was done already, what the change gives is written again.
+// give. The old row goes when the new one is there, and stays if that is refused. Where
+// the new one is there already, so that what is found under the old key may be another
+// row by now, what the change gives is written again.
 func (w *writing) move(ctx context.Context, from, to int, at int64) error {
 	if err := w.flush(ctx); err != nil {
 		return err
@@ -427,28 +429,30 @@ func (w *writing) move(ctx context.Context, from, to int, at int64) error {
 	if err != nil {
 		return err
 	}
-	if !found {
-		exists, key := w.look(list, nil)
-		there, err := w.there(ctx, write{exists: exists, key: key})
-		if err != nil {
-			return err
-		}
-		if !there {
+	exists, key := w.look(list, nil)
+	there, err := w.there(ctx, write{exists: exists, key: key})
+	if err != nil {
+		return err
+	}
+	if !there {
+		if !found {
 			w.reject(to, names[0], "the row is not in the table under its old key, and the change does not have the value of column %q, which it did not touch; have its source log whole rows (PostgreSQL: REPLICA IDENTITY FULL)", names[0])
 			return nil
 		}
-	}
-	for n, place := range places {
-		if found {
+		for n, place := range places {
 			list[place] = &cell{raw[n].data}
 		}
 	}
-	w.add(partition, w.deletion(from, old, at, nil, nil))
 	x := write{row: to, size: 64}
-	if x.text, x.args = w.update(list, after, w.ttl(to, 0, 0), false); found || x.text == "" {
+	if x.text, x.args = w.update(list, after, w.ttl(to, 0, 0), false); !there || x.text == "" {
 		x.text, x.args = w.insert(list, after, w.ttl(to, 0, 0))
 	}
 	w.add(target, x)
+	rejected := len(w.rejected)
+	if err := w.flush(ctx); err != nil || len(w.rejected) > rejected {
+		return err
+	}
+	w.add(partition, w.deletion(from, old, at, nil, nil))
 	return nil
 }
 
