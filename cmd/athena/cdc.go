@@ -637,6 +637,9 @@ func (p *program) writeStreams(w io.Writer, fact func(string, string, ...any), s
 	default:
 		fact("late", "%s; looked for %s back", counted(int64(s.Late), "change"), s.Sweep)
 	}
+	if s.Waits != "" {
+		fact("waits", "%s", s.Waits)
+	}
 	if log != nil && !log.Expires.IsZero() {
 		fact("expires", "what is not read yet leaves the log %s", log.Expires.UTC().Format(time.RFC3339))
 	}

@@ -250,6 +250,9 @@ type StreamLag struct {
 	Swept time.Time `json:"swept,omitzero"`
 	// Late counts the late changes that were found since the stream was opened.
 	Late uint64 `json:"late"`
+	// Waits says, for people, what the reading waits for that is not there yet; empty
+	// is nothing.
+	Waits string `json:"waits,omitempty"`
 	// Slowest are the streams that are furthest behind, ten at most.
 	Slowest []OneStreamLag `json:"slowest,omitempty"`
 }

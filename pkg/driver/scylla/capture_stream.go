@@ -712,7 +712,7 @@ func (s *changeStream) Lag() driver.ChangeLag {
 	l.CaughtUp = s.confirmed >= s.mark.counter && time.Since(complete) < s.pace.current
 	l.Streams = &driver.StreamLag{
 		Streams: s.streams, Complete: complete, Confidence: athena.Duration(s.pace.confidence),
-		Late: s.late, Slowest: s.complete,
+		Late: s.late, Waits: s.waits(), Slowest: s.complete,
 	}
 	if len(s.sweep) > 0 {
 		l.Streams.Sweep, l.Streams.Swept = athena.Duration(s.handed.horizon(s.pace.sweep)), s.mark.swept.time()

@@ -169,9 +169,12 @@ func (g *gate) pass(ctx context.Context, start ticks) (begins []time.Time, err e
 			g.say("")
 			return begins, nil
 		}
-		if err != nil {
+		switch {
+		case ctx.Err() != nil:
+			return nil, ctx.Err()
+		case err != nil:
 			g.say("the generations of streams cannot be read: " + err.Error())
-		} else {
+		default:
 			g.say("the generation of " + strings.Join(empty, ", ") + " has no streams; until it has, nothing is read of it, nor behind it")
 		}
 		select {

@@ -48,12 +48,19 @@ func TestDoubleWithAGenerationWithoutStreamsIsWaitedFor(t *testing.T) {
 	f.batch("t", time.Now(), 1, 1)
 	f.cluster.EmptyGeneration(at)
 	f.logged("t", []byte("0123456789abcdef"), at.Add(time.Millisecond), 1, 2)
-	go func() {
-		time.Sleep(3 * time.Second) // well behind its begin
-		_ = f.cluster.Exec(fmt.Sprintf(`INSERT INTO system_distributed.cdc_streams_descriptions_v2 (time, range_end, streams) VALUES (%d, 0, {0x%x})`, at.UnixMilli(), "0123456789abcdef"))
-	}()
 	p := &tape{t: t}
+	told := ""
+	p.until = func() bool {
+		if w := p.stream.Lag().Streams.Waits; w != "" && told == "" && time.Since(at) > 2*time.Second { // well behind its begin
+			told = w
+			_ = f.cluster.Exec(fmt.Sprintf(`INSERT INTO system_distributed.cdc_streams_descriptions_v2 (time, range_end, streams) VALUES (%d, 0, {0x%x})`, at.UnixMilli(), "0123456789abcdef"))
+		}
+		return false
+	}
 	f.finish(p, start, 0)
+	if w := p.stream.Lag().Streams.Waits; !strings.Contains(told, at.UTC().Format(time.RFC3339Nano)+" has no streams") || w != "" {
+		t.Errorf("it waits for %q, and in the end for %q", told, w)
+	}
 	f.checkBatches(p, f.batches())
 }
 
