@@ -96,8 +96,9 @@ func ShortPages(n int) Option { return func(c *config) { c.shortPages = n } }
 func EmptyPages() Option { return func(c *config) { c.emptyPages = true } }
 
 // KeepLogs leaves the log of a table there when its option cdc is switched off, and
-// goes on with it when the option is switched on again. Releases of ScyllaDB do
-// either; the default is that the log goes.
+// goes on with it when the option is switched on again. ScyllaDB's documentation of
+// early releases says that the log goes, which is the default; it does not say that
+// of all.
 func KeepLogs() Option { return func(c *config) { c.keepLogs = true } }
 
 // Generation sets the first generation of streams: how long ago it began, its number
