@@ -79,6 +79,17 @@ func New(s *Schema, rows int) *Batch {
 	return b
 }
 
+// Moves reports whether a row and the next one are the two halves of an update that
+// changed the key. A step behind the source may have taken the second away, or made a
+// delete of it.
+func (b *Batch) Moves(i int) bool {
+	if i+1 >= len(b.Changes) || !b.Changes[i].Implied {
+		return false
+	}
+	next := &b.Changes[i+1]
+	return next.Op == cdc.Update && next.Pos == b.Changes[i].Pos
+}
+
 // Rows is the number of rows.
 func (b *Batch) Rows() int { return b.rows }
 

@@ -248,7 +248,7 @@ func (w *rowWriter) load(b *record.Batch) {
 		if w.logs() && b.Changes[i].Implied {
 			continue
 		}
-		if last := len(w.rows) - 1; !w.encode(b, i) && last >= 0 && w.changes && b.Changes[w.rows[last]].Implied && int(w.rows[last]) == i-1 {
+		if last := len(w.rows) - 1; !w.encode(b, i) && last >= 0 && w.changes && int(w.rows[last]) == i-1 && b.Moves(i-1) {
 			// The update is refused as a whole: the row stays under its old key.
 			w.buf, w.values = w.buf[:w.starts[last]], w.values[:last*len(w.columns)]
 			w.rows, w.starts = w.rows[:last], w.starts[:last]

@@ -104,7 +104,7 @@ func (w *rowWriter) bound(row int, c *record.Change) bool {
 // paired reports whether an encoded row comes with the delete before it: both are
 // one update, which changed the key.
 func (w *rowWriter) paired(b *record.Batch, n int) bool {
-	return w.changes && n > 0 && n < len(w.rows) && w.rows[n-1] == w.rows[n]-1 && b.Changes[w.rows[n-1]].Implied
+	return w.changes && n > 0 && n < len(w.rows) && w.rows[n-1] == w.rows[n]-1 && b.Moves(int(w.rows[n-1]))
 }
 
 // apply sends what some rows come to. The savepoints are those of single

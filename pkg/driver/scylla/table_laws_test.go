@@ -558,6 +558,19 @@ func rowsAreRefusedOneByOne(t *testing.T, r *tablesRig) {
 			t.Errorf("row %.60s is rejected as %+v", x.row, rejected[at])
 		}
 	}
+	// A row that is refused under another key stays under the one that it had.
+	changes := record.New(s, 2)
+	for _, row := range []string{`{"p":"old","c":"2026-11-22T10:00:00Z"}`, `{"p":"moved","c":"2026-11-22T10:00:00Z","n":128}`} {
+		if _, err := record.NewParser(s).Parse(changes, []byte(row)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	at := time.Now().UnixMicro()
+	changes.Changes = []record.Change{{Op: cdc.Delete, Pos: "1", At: at, Implied: true}, {Op: cdc.Update, Pos: "1", At: at}}
+	target.Changes = true
+	if rejected := r.write(target, nil, changes); len(rejected) != 1 || rejected[0].Row != 1 || rejected[0].Column != "n" {
+		t.Errorf("rejected: %+v", rejected)
+	}
 	got := r.lines("SELECT p, n, a FROM strict")
 	slices.Sort(got)
 	if want := []string{`{"p":"good","n":3,"a":null}`, `{"p":"good","n":null,"a":"last"}`, `{"p":"old","n":2,"a":null}`}; !slices.Equal(got, want) {

@@ -453,8 +453,15 @@ func (w *writing) change(ctx context.Context, i int) (int, error) {
 		return i, errors.Join(w.flush(ctx), w.empty(ctx, at))
 	case c.Many():
 		w.eraseMany(i, c, at)
-	case c.Op == cdc.Delete && c.Implied && i+1 < w.b.Rows() && w.partial(i+1):
+	case w.b.Moves(i) && w.partial(i+1):
 		return i + 1, w.move(ctx, i, i+1, at)
+	case w.b.Moves(i):
+		rejected := len(w.rejected)
+		_, err := w.change(ctx, i+1)
+		if len(w.rejected) == rejected { // else the row stays under its old key
+			w.erase(i, at)
+		}
+		return i + 1, err
 	case c.Op == cdc.Delete:
 		w.erase(i, at)
 	default:
