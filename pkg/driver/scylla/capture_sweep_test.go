@@ -196,6 +196,7 @@ func TestDoubleSweepLeavesATableAloneThatCameToTheCapture(t *testing.T) {
 // and not yet a delete of the partition, that is older than they are.
 func (f *fixture) lateDelete(p *tape, start driver.ChangeStart, n int) {
 	f.t.Helper()
+	f.setup.Sweep = time.Hour // it finds nothing
 	early := time.Now()
 	release := f.cluster.HoldLog("ks.t")
 	f.exec(`DELETE FROM ks.t USING TIMESTAMP ? WHERE pk = 9`, early.UnixMicro())
@@ -211,6 +212,7 @@ func (f *fixture) lateDelete(p *tape, start driver.ChangeStart, n int) {
 		f.t.Fatal(err)
 	}
 	p.want = 0
+	f.setup.Sweep = time.Second // it finds the delete
 }
 
 // kept is what somebody has who keeps rows by key.
@@ -254,7 +256,6 @@ func TestDoubleLateBatchThatIsStoredInPartIsFinishedWithTheRowsThatAreThere(t *t
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			f := newFixture(t, "t")
-			f.setup.Sweep = 3 * time.Second
 			start := f.start()
 			p := &tape{t: t}
 			f.lateDelete(p, start, 5)
@@ -292,7 +293,6 @@ func TestDoubleLateBatchThatIsStoredInPartIsFinishedWithTheRowsThatAreThere(t *t
 func TestDoubleRowsBehindALateDeleteAreReadPageByPage(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, "t")
-	f.setup.Sweep = 3 * time.Second
 	start := f.start()
 	p := &tape{t: t}
 	f.lateDelete(p, start, 300)
