@@ -23,9 +23,6 @@ const (
 	deadData = 64 << 10
 )
 
-// headerCause is where a message says why it was given up.
-const headerCause = "Ath-Cause"
-
 // busDead is the dead letters of the bus.
 type busDead struct{ bus *bus.Bus }
 
@@ -75,7 +72,7 @@ func (d *busDead) List(ctx context.Context, kind, cursor string, limit int) (pag
 }
 
 func letter(raw bus.Raw) DeadLetter {
-	l := DeadLetter{Seq: raw.Sequence, At: raw.Time.UTC(), Reason: raw.Header.Get(headerCause), Size: len(raw.Data)}
+	l := DeadLetter{Seq: raw.Sequence, At: raw.Time.UTC(), Reason: raw.Header.Get(bus.HeaderCause), Size: len(raw.Data)}
 	l.Kind, l.Owner, _ = bus.ParseDead(raw.Subject)
 	for name, values := range raw.Header {
 		if l.Headers == nil {

@@ -74,6 +74,9 @@ func Result(client, id string, run, segment, chunk int) string {
 // ResultAny matches all chunks of a job's results.
 func ResultAny(client, id string) string { return join("ath.result", client, id) + ".>" }
 
+// HeaderCause bears on a dead letter, in a line, why it is one.
+const HeaderCause = "Ath-Cause"
+
 // Dead is where a dead letter of a kind ("job", "hook" …) and owner is put.
 func Dead(kind, owner string) string { return join("ath.dead", kind, owner) }
 

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -374,6 +375,7 @@ func (s *session) Reject(ctx context.Context, r driver.Rejected) error {
 	}
 	msg := nats.NewMsg(bus.Dead("cdc", s.capture.Client))
 	msg.Data = body
+	msg.Header.Set(bus.HeaderCause, line(r.Reason))
 	// A replay within the stream's memory is dropped by the id.
 	msg.Header.Set(jetstream.MsgIDHeader, "cdc:"+s.capture.Client+":"+string(r.Pos))
 	if _, err := s.Bus.JetStream().PublishMsg(ctx, msg); err != nil {
@@ -382,6 +384,12 @@ func (s *session) Reject(ctx context.Context, r driver.Rejected) error {
 	s.Log.Warn("a change could not be encoded and is a dead letter", telemetry.KeyClient, s.capture.Client,
 		"position", r.Pos, "table", r.Schema+"."+r.Table, "reason", r.Reason)
 	return nil
+}
+
+// line is a text as a header takes it: one line that is not long.
+func line(text string) string {
+	text = strings.Join(strings.Fields(text), " ")
+	return strings.ToValidUTF8(text[:min(len(text), 500)], "")
 }
 
 // unencodable stops a capture whose policy says so.

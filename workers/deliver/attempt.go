@@ -43,9 +43,6 @@ const (
 	Inexpressible Cause = "inexpressible" // a change has no form in the envelope
 )
 
-// HeaderCause bears the cause on a dead letter.
-const HeaderCause = "Ath-Cause"
-
 // A Letter is the body of a dead letter in ATH_DEAD.
 type Letter struct {
 	Kind       string    `json:"kind"` // "hook"
@@ -243,7 +240,7 @@ func (r *run) bury(ctx context.Context, h *webhook.Hook, cause Cause, out *Outco
 	}
 	msg := nats.NewMsg(bus.Dead("hook", cmp.Or(h.Client, "_")))
 	msg.Data = body
-	msg.Header.Set(HeaderCause, string(cause))
+	msg.Header.Set(bus.HeaderCause, string(cause))
 	msg.Header.Set(jetstream.MsgIDHeader, "hook:"+h.ID())
 	if _, err := r.Bus.JetStream().PublishMsg(ctx, msg); err != nil {
 		return err

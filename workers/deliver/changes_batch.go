@@ -364,7 +364,7 @@ func (d *delivery) bury(ctx context.Context, b *webhook.Changes, id, host string
 	}
 	msg := nats.NewMsg(bus.Dead("cdc-hook", b.Client))
 	msg.Data = body
-	msg.Header.Set(HeaderCause, string(AttemptsExhausted))
+	msg.Header.Set(bus.HeaderCause, string(AttemptsExhausted))
 	msg.Header.Set(jetstream.MsgIDHeader, "cdc-hook:"+id)
 	if _, err := d.Bus.JetStream().PublishMsg(ctx, msg); err != nil {
 		return err

@@ -228,7 +228,7 @@ func (s *subscribed) changesLetters() (out []ChangesLetter) {
 	}
 	for _, raw := range raws {
 		var l ChangesLetter
-		if err := json.Unmarshal(raw.Data, &l); err != nil || string(l.Cause) != raw.Header.Get(HeaderCause) {
+		if err := json.Unmarshal(raw.Data, &l); err != nil || string(l.Cause) != raw.Header.Get(bus.HeaderCause) {
 			s.t.Fatalf("dead letter %s with %v: %v", raw.Data, raw.Header, err)
 		}
 		out = append(out, l)

@@ -143,7 +143,7 @@ func (b *bench) letters() (out []Letter) {
 		if err := json.Unmarshal(raw.Data, &l); err != nil {
 			b.t.Fatalf("dead letter %s: %v", raw.Data, err)
 		}
-		if c := Cause(raw.Header.Get(HeaderCause)); c != l.Cause {
+		if c := Cause(raw.Header.Get(bus.HeaderCause)); c != l.Cause {
 			b.t.Errorf("the header says %q, the body %q", c, l.Cause)
 		}
 		out = append(out, l)

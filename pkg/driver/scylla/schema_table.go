@@ -113,6 +113,9 @@ func noTable(keyspace, table string) error {
 	if len(name) > 130 {
 		name = name[:130] + "…"
 	}
+	if keyspace == "public" { // what a name without one stands for elsewhere
+		return athena.Errorf(athena.CodeNotFound, "there is no table %q; name it as keyspace.table", name)
+	}
 	return athena.Errorf(athena.CodeNotFound, "there is no table %q", name)
 }
 

@@ -28,7 +28,7 @@ func (m *tableMeta) notes() (list []string) {
 	switch {
 	case strings.EqualFold(m.cdc["enabled"], "true"):
 		list = append(list, fmt.Sprintf("its changes are logged (cdc: delta %s, preimage %s, postimage %s, kept for %s s)", m.option("delta", "full"), m.option("preimage", "false"), m.option("postimage", "false"), m.option("ttl", "86400")))
-	case !m.view:
+	case !m.view && !m.counter: // whose changes cannot be
 		list = append(list, "its changes are not logged; ALTER TABLE "+m.from()+" WITH cdc = {'enabled': true} has ScyllaDB log them")
 	}
 	if m.counter {

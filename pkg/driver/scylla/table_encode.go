@@ -36,6 +36,9 @@ func newColumnEncoder(c tableColumn, from record.Type) (_ *columnEncoder, proble
 	if c.doubles() {
 		return nil, fmt.Sprintf("is of type %s, whose elements would come twice if a write were repeated; make it frozen<%s>, or leave it out", c.text, c.text)
 	}
+	if c.typ.Type() == gocql.TypeCounter {
+		return nil, "is a counter, which can be added to and not be set; leave it out"
+	}
 	if !e.takes() {
 		return nil, fmt.Sprintf("is of type %s, which takes no values of type %s; cast them (transform cast), or write to another column", c.text, from)
 	}
