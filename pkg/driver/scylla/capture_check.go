@@ -54,6 +54,9 @@ const shortLogTTL = time.Hour
 // what stands in their way is not.
 func (b *Backend) CheckChanges(ctx context.Context, s driver.ChangeSetup) (driver.ChangeCheck, error) {
 	check := driver.ChangeCheck{Findings: []driver.ChangeFinding{}, Tables: []driver.ChangeTable{}}
+	if err := checkSetup(s); err != nil {
+		return check, err
+	}
 	server, err := b.Identity(ctx)
 	if err != nil {
 		return check, err

@@ -2,6 +2,7 @@ package scylla
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	"github.com/athena-pipelines/athena/pkg/athena"
@@ -18,19 +19,6 @@ func (b *Backend) PrepareChanges(ctx context.Context, s driver.ChangeSetup) erro
 		return athena.Errorf(athena.CodeInvalidRequest, "tables is empty; name the tables whose changes are captured").At("tables")
 	case s.TakeOver:
 		return athena.Errorf(athena.CodeInvalidRequest, "take_over is set, and ScyllaDB has neither slot nor publication that could be taken over; leave it out").At("take_over")
-	case s.InsertsOnly:
-		return athena.Errorf(athena.CodeInvalidRequest, "inserts_only is set, and all tables of ScyllaDB have a key; leave it out").At("inserts_only")
-	case s.LocalOnly:
-		return athena.Errorf(athena.CodeInvalidRequest, "local_only is set, and the log of ScyllaDB does not say where a change was made; leave it out").At("local_only")
-	case s.Confidence < 0:
-		return athena.Errorf(athena.CodeInvalidRequest, "confidence is %s; give a time, or leave it out for %s", s.Confidence, defaultConfidence).At("confidence")
-	case s.Sweep > 0 && s.Sweep <= newPace(s).confidence:
-		return athena.Errorf(athena.CodeInvalidRequest, "sweep is %s, and changes are read when they are %s old (confidence), so that none of them is late by then; give a longer time, or a negative one for no sweep", s.Sweep, newPace(s).confidence).At("sweep")
-	}
-	for i := range s.Tables {
-		if err := checkHashes(s.Tables[:i+1]); err != nil {
-			return err
-		}
 	}
 	check, err := b.CheckChanges(ctx, s)
 	if err != nil {
@@ -49,6 +37,32 @@ func (b *Backend) PrepareChanges(ctx context.Context, s driver.ChangeSetup) erro
 			e = athena.Errorf(athena.CodeInvalidRequest, "%s%s is %s, and must be %s: %s", f.Name, where, f.Found, f.Want, f.Mend).With("mend", f.Mend)
 		}
 		return e.At("tables")
+	}
+	return nil
+}
+
+// checkSetup refuses what cannot be meant of this engine.
+func checkSetup(s driver.ChangeSetup) error {
+	own := "athena_" + strings.ReplaceAll(s.Client, "-", "_") // where none is given
+	for field, name := range map[string]string{"slot": s.Slot, "publication": s.Publication} {
+		if name != "" && name != own {
+			return athena.Errorf(athena.CodeInvalidRequest, "%s is %.80q, and ScyllaDB has none: nothing is made there; leave it out", field, name).At(field)
+		}
+	}
+	switch {
+	case s.InsertsOnly:
+		return athena.Errorf(athena.CodeInvalidRequest, "inserts_only is set, and all tables of ScyllaDB have a key; leave it out").At("inserts_only")
+	case s.LocalOnly:
+		return athena.Errorf(athena.CodeInvalidRequest, "local_only is set, and the log of ScyllaDB does not say where a change was made; leave it out").At("local_only")
+	case s.Confidence < 0:
+		return athena.Errorf(athena.CodeInvalidRequest, "confidence is %s; give a time, or leave it out for %s", s.Confidence, defaultConfidence).At("confidence")
+	case s.Sweep > 0 && s.Sweep <= newPace(s).confidence:
+		return athena.Errorf(athena.CodeInvalidRequest, "sweep is %s, and changes are read when they are %s old (confidence), so that none of them is late by then; give a longer time, or no_sweep", s.Sweep, newPace(s).confidence).At("sweep")
+	}
+	for i := range s.Tables {
+		if err := checkHashes(s.Tables[:i+1]); err != nil {
+			return err
+		}
 	}
 	return nil
 }
