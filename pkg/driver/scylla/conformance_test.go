@@ -101,8 +101,8 @@ func load(t *testing.T, session *gocql.Session, keyspace string) {
 	}
 }
 
+// It looks at the heap of the process, so no other test runs beside it.
 func TestConformanceDouble(t *testing.T) {
-	t.Parallel()
 	const password = "pl4nted-password"
 	double := scyllatest.Start(t, scyllatest.Password("tester", password))
 	double.MustExec(t, `CREATE KEYSPACE conformance WITH replication = {'class': 'NetworkTopologyStrategy', 'datacenter1': 1}`)
