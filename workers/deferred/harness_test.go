@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"flag"
 	"log/slog"
 	"os"
 	"strings"
@@ -38,7 +37,6 @@ func TestMain(m *testing.M) {
 	if text := os.Getenv(childVariable); text != "" {
 		os.Exit(beChild(text))
 	}
-	flag.Set("test.parallel", "5") // they wait more than they work; -parallel wins
 	os.Exit(s3test.Run(postgreses{m}))
 }
 

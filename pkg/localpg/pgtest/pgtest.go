@@ -6,6 +6,7 @@ package pgtest
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"os"
 	"sync"
@@ -33,8 +34,15 @@ var shared struct {
 //	func TestMain(m *testing.M) { pgtest.Main(m) }
 func Main(m *testing.M) { os.Exit(Run(m)) }
 
+// parallel is how many tests run side by side: those with a database wait more than
+// they work. -parallel wins.
+const parallel = "6"
+
 // Run is Main for a TestMain that has something else to do at the end.
 func Run(m interface{ Run() int }) int {
+	if f := flag.Lookup("test.parallel"); f != nil && !flag.Parsed() {
+		_ = f.Value.Set(parallel)
+	}
 	shared.main.Store(true)
 	code := m.Run()
 	if s := shared.server; s != nil {
