@@ -254,6 +254,7 @@ func (s *server) run(ctx context.Context, ready func()) error {
 		}
 		if err == nil {
 			debug.FreeOSMemory() // what the start took, the server does not need again
+			unmapStart()
 			ready()
 		}
 		return err
